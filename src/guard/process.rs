@@ -1,0 +1,428 @@
+//! The guard: parent of the command, subreaper, one thread, no disk or network I/O while anything below it lives. One
+//! duty: nothing below it is alive after the deadline that it was last given, or once the front is dead. Then, when
+//! nothing is left, it gives the lease back in the front's place (the last will).
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use nix::unistd::{ForkResult, fork};
+
+use super::spawn::{self, Job, Starting};
+use super::tree::{self, Waited};
+use super::wire::{self, FromGuard, ToGuard};
+use crate::exit::Ended;
+use crate::lease::{GuardEvent, Moment, Scope, SpawnError, Tenure, Token};
+
+/// The guard's own death comes this long after the deadline: by then it has killed, unless it is stopped.
+const SELF_KILL_AFTER: Duration = Duration::from_millis(100);
+/// While it kills, the guard shows that it is not stopped by pushing its own death so far away, again and again.
+const SELF_KILL_WHILE_KILLING: Duration = Duration::from_secs(1);
+/// What is alive so long after the first SIGKILL is named (measured: 50 fork chains take up to half a second).
+const SURVIVORS_AFTER: Duration = Duration::from_secs(1);
+/// The last will gives up then; the lease runs out by itself.
+const WILL_TIME: Duration = Duration::from_millis(2500);
+
+/// What the guard is given by those who know more than it does.
+pub struct Parts<'a> {
+    pub job: &'a Job,
+    /// The pid of the front, as long as it lives.
+    pub front: i32,
+    pub now: fn() -> Moment,
+    /// Gives the lease back, if it is still ours by this token. Run in a child of its own; may block or fail.
+    pub last_will: &'a dyn Fn(Token),
+}
+
+struct Guard<'a> {
+    parts: Parts<'a>,
+    socket: OwnedFd,
+    timer: TimerFd,
+    self_kill: Timer,
+    children: SignalFd,
+    front_dead: bool,
+    /// A command was started before.
+    again: bool,
+    tenure: TenureState,
+}
+
+#[derive(Default)]
+struct TenureState {
+    number: Tenure,
+    /// Set by the first DEADLINE. It is never taken back.
+    deadline: Option<Moment>,
+    token: Option<Token>,
+    locks: Vec<OwnedFd>,
+    starting: Option<Starting>,
+    command: Option<i32>,
+    /// The command has ended, and its end was told.
+    told: bool,
+    killing: Option<Killing>,
+    /// Nothing lives and nothing will start.
+    over: bool,
+}
+
+struct Killing {
+    since: Moment,
+    passes: u32,
+    named: bool,
+}
+
+/// Never returns. `socket` is the guard's end; the front's end is closed in this process already.
+pub fn run(socket: OwnedFd, parts: Parts<'_>) -> ! {
+    match Guard::new(socket, parts) {
+        Ok(mut guard) => guard.serve(),
+        // The front sees the socket close and says that the guard died.
+        Err(_) => exit(1),
+    }
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: no destructors, no flushing: the standard streams are the caller's.
+    unsafe { libc::_exit(code) }
+}
+
+impl<'a> Guard<'a> {
+    fn new(socket: OwnedFd, parts: Parts<'a>) -> nix::Result<Guard<'a>> {
+        let _ = nix::sys::prctl::set_name(c"lockrun-guard");
+        // Away from the terminal's signals and from kill(0) of the front's neighbours.
+        let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
+        nix::sys::prctl::set_child_subreaper(true)?;
+        super::inherited::block_all();
+        // An inherited SIG_IGN would make the kernel reap the command without a word.
+        super::inherited::set_disposition(libc::SIGCHLD, libc::SIG_DFL);
+        let mut chld = SigSet::empty();
+        chld.add(Signal::SIGCHLD);
+        let children = SignalFd::with_flags(&chld, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        let death = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 });
+        let self_kill = Timer::new(nix::time::ClockId::CLOCK_BOOTTIME, death)?;
+        Ok(Guard { parts, socket, timer, self_kill, children, front_dead: false, again: false, tenure: TenureState::default() })
+    }
+
+    fn serve(&mut self) -> ! {
+        loop {
+            let starting = self.tenure.starting.as_ref().map(|starting| readable(starting.fd()));
+            // The end of the socket stays readable for ever.
+            let socket = (!self.front_dead).then(|| readable(self.socket.as_fd()));
+            let mut fds = [readable(self.timer.as_fd()), readable(self.children.as_fd())].to_vec();
+            fds.extend(starting.into_iter().chain(socket));
+            let _ = poll(&mut fds, self.patience());
+            let started = self.tenure.starting.is_some() && fds[2].any().unwrap_or(false);
+            drop(fds);
+            // The deadline first: a flood of messages or of dying children must not put it off.
+            self.look_at_the_clock();
+            self.receive();
+            if started {
+                self.on_started();
+            }
+            self.reap();
+            if self.tenure.killing.is_some() {
+                self.kill_pass();
+            }
+        }
+    }
+
+    fn patience(&self) -> PollTimeout {
+        match &self.tenure.killing {
+            // A fork chain is caught by looking again at once; what SIGKILL does not end is looked at now and then.
+            Some(killing) => PollTimeout::from(1_u8 << (killing.passes / 100).min(6)),
+            None => PollTimeout::NONE,
+        }
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let _ = nix::unistd::read(&self.timer, &mut [0; 8]); // it stays readable until it is read
+        if self.tenure.deadline.is_some_and(|deadline| deadline <= (self.parts.now)()) {
+            self.begin_to_kill();
+        }
+    }
+
+    fn receive(&mut self) {
+        while !self.front_dead {
+            let mut bytes = [0; wire::MAX];
+            let mut iov = [IoSliceMut::new(&mut bytes)];
+            let mut space = nix::cmsg_space!([libc::c_int; 1]);
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+            let (length, lock) = match recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+                Ok(message) => (message.bytes, received_fd(message.cmsgs())),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return,
+                Err(_) => (0, None),
+            };
+            if length == 0 {
+                self.front_dead = true;
+                return self.begin_to_kill();
+            }
+            if let Some(message) = ToGuard::decode(&bytes[..length]) {
+                self.on_message(message, lock);
+            }
+        }
+    }
+
+    fn on_message(&mut self, message: ToGuard, lock: Option<OwnedFd>) {
+        let tenure = match message {
+            ToGuard::Bye => {
+                // Nothing of ours lives when the front says so; if it is wrong, nothing may live on.
+                tree::signal_all(libc::SIGKILL);
+                exit(0)
+            }
+            ToGuard::Lock(tenure)
+            | ToGuard::Deadline(tenure, _)
+            | ToGuard::Spawn(tenure, _)
+            | ToGuard::Signal(tenure, _)
+            | ToGuard::Stop(tenure, _)
+            | ToGuard::Kill(tenure) => tenure,
+        };
+        let empty = self.tenure.over || (self.tenure.command.is_none() && self.tenure.killing.is_none() && self.reap());
+        if tenure > self.tenure.number && empty {
+            // The locks of the last one close here.
+            self.tenure = TenureState { number: tenure, ..TenureState::default() };
+            self.arm(None);
+        }
+        if tenure != self.tenure.number || self.tenure.over {
+            return self.say(GuardEvent::Over(tenure));
+        }
+        match message {
+            ToGuard::Lock(_) => self.tenure.locks.extend(lock),
+            ToGuard::Deadline(_, at) => self.extend(at),
+            ToGuard::Spawn(_, token) => self.spawn(token),
+            ToGuard::Signal(_, number) => {
+                if let Some(command) = self.tenure.command {
+                    spawn::signal(self.parts.job, command, number);
+                }
+            }
+            ToGuard::Stop(_, scope) => self.stop(scope),
+            ToGuard::Kill(_) => self.begin_to_kill(),
+            ToGuard::Bye => unreachable!("handled above"),
+        }
+    }
+
+    /// A deadline that has passed is passed: `look_at_the_clock` has run since, and kills.
+    fn extend(&mut self, at: Moment) {
+        let now = (self.parts.now)();
+        if self.tenure.killing.is_none() && self.tenure.deadline.is_none_or(|deadline| now < deadline && deadline < at) {
+            self.tenure.deadline = Some(at);
+            self.arm(Some(at));
+        }
+        self.look_at_the_clock();
+    }
+
+    fn arm(&mut self, deadline: Option<Moment>) {
+        let _ = match deadline {
+            None => self.timer.unset(),
+            Some(deadline) => {
+                let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME;
+                self.timer.set(nix::sys::timerfd::Expiration::OneShot(timespec(deadline)), flags)
+            }
+        };
+        self.arm_self_kill(deadline.map(|deadline| deadline + SELF_KILL_AFTER));
+    }
+
+    fn arm_self_kill(&mut self, at: Option<Moment>) {
+        // A stopped guard cannot kill; its own death makes the front, which is a subreaper too, do it. Far away: disarmed.
+        let at = at.unwrap_or(Moment::from_nanos(i64::MAX as u64));
+        let _ = self.self_kill.set(Expiration::OneShot(timespec(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+    }
+
+    fn spawn(&mut self, token: Token) {
+        let tenure = self.tenure.number;
+        self.look_at_the_clock();
+        if self.tenure.killing.is_some() || self.tenure.deadline.is_none() || self.tenure.command.is_some() {
+            return; // Over is said when the kill finds nothing
+        }
+        self.tenure.token = Some(token);
+        match spawn::start(self.parts.job, self.parts.front, token, &self.tenure.locks, self.again) {
+            Ok(starting) => {
+                self.tenure.command = Some(starting.pid);
+                self.tenure.starting = Some(starting);
+            }
+            Err(error) => self.say(GuardEvent::NotSpawned(tenure, error)),
+        }
+        // The directory of the caller must not be kept busy.
+        let _ = nix::unistd::chdir("/");
+        self.again = true;
+    }
+
+    fn on_started(&mut self) {
+        let tenure = self.tenure.number;
+        let Some(starting) = self.tenure.starting.take() else { return };
+        match starting.outcome() {
+            Ok(()) => self.say(GuardEvent::Spawned(tenure)),
+            Err(error) => self.never_ran(error),
+        }
+    }
+
+    fn never_ran(&mut self, error: SpawnError) {
+        self.tenure.command = None;
+        self.tenure.told = true;
+        self.say(GuardEvent::NotSpawned(self.tenure.number, error));
+    }
+
+    fn stop(&mut self, scope: Scope) {
+        let signal = self.parts.job.stop_signal;
+        match (scope, self.tenure.command) {
+            (Scope::Command, Some(command)) => {
+                spawn::signal(self.parts.job, command, signal);
+                spawn::signal(self.parts.job, command, libc::SIGCONT);
+            }
+            (Scope::Command, None) => {}
+            (Scope::Tree, _) => {
+                tree::signal_all(signal);
+                tree::signal_all(libc::SIGCONT);
+            }
+        }
+    }
+
+    fn begin_to_kill(&mut self) {
+        if self.tenure.killing.is_none() {
+            self.tenure.killing = Some(Killing { since: (self.parts.now)(), passes: 0, named: false });
+            self.say(GuardEvent::Killing(self.tenure.number));
+        }
+    }
+
+    fn kill_pass(&mut self) {
+        let now = (self.parts.now)();
+        self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING));
+        tree::signal_all(libc::SIGKILL);
+        if self.reap() {
+            return self.end_tenure();
+        }
+        let Some(killing) = &mut self.tenure.killing else { return };
+        killing.passes += 1;
+        if now.since(killing.since) >= SURVIVORS_AFTER && !killing.named {
+            let survivors = tree::living_descendants();
+            if !survivors.is_empty() {
+                killing.named = true;
+                self.say(GuardEvent::Survivors(self.tenure.number, survivors));
+            }
+        }
+    }
+
+    /// Takes every child that has changed, and tells the front what it needs to know. True: none is left, and with it no
+    /// descendant, because orphans become children of this process.
+    fn reap(&mut self) -> bool {
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        let mut ended = None;
+        let none_left = loop {
+            match tree::wait_any(self.parts.job.terminal) {
+                Waited::Ended(pid, how) if self.tenure.command == Some(pid) => ended = Some(how),
+                Waited::Stopped(pid) if self.tenure.command == Some(pid) => {
+                    self.send(&FromGuard::Stopped(self.tenure.number));
+                }
+                Waited::Ended(..) | Waited::Stopped(_) => {}
+                Waited::Nothing => break false,
+                Waited::NoChildren => break true,
+            }
+        };
+        if let Some(ended) = ended {
+            self.on_command_ended(ended);
+        }
+        if none_left && self.tenure.told && self.tenure.killing.is_none() {
+            self.tenure.told = false; // once
+            self.say(GuardEvent::Empty(self.tenure.number));
+        }
+        none_left
+    }
+
+    fn on_command_ended(&mut self, ended: Ended) {
+        // A child that could not execute ends too, and its report lies in the pipe by then.
+        if let Some(starting) = self.tenure.starting.take() {
+            match starting.outcome() {
+                Ok(()) => self.say(GuardEvent::Spawned(self.tenure.number)),
+                Err(error) => return self.never_ran(error),
+            }
+        }
+        self.tenure.command = None;
+        self.tenure.told = true;
+        self.say(GuardEvent::Exited(self.tenure.number, ended, tree::living_descendants()));
+    }
+
+    /// Nothing lives. After a kill the tenure is over: give the lease back, then the kernel lock, in this order.
+    fn end_tenure(&mut self) {
+        let tenure = self.tenure.number;
+        self.tenure.killing = None;
+        self.tenure.told = false;
+        let passed = self.tenure.deadline.is_none_or(|deadline| deadline <= (self.parts.now)());
+        self.say(GuardEvent::Empty(tenure));
+        if !self.front_dead && !passed {
+            // Killed at the front's word (grace over, row taken): it goes on renewing and releases itself.
+            return self.arm(self.tenure.deadline);
+        }
+        self.arm(None);
+        if let Some(token) = self.tenure.token {
+            self.run_last_will(token);
+        }
+        for lock in self.tenure.locks.drain(..) {
+            super::unlock(&lock);
+        }
+        self.tenure.deadline = None;
+        self.tenure.over = true;
+        if self.front_dead {
+            exit(0);
+        }
+        self.say(GuardEvent::Over(tenure));
+    }
+
+    /// In a child, because it does I/O that may hang. No exec: this process never had a thread, so a fork of it can do
+    /// anything.
+    fn run_last_will(&mut self, token: Token) {
+        // SAFETY: one thread.
+        let Ok(ForkResult::Parent { child }) = (unsafe { fork() }) else {
+            self.tenure.locks.clear(); // a hanging child must not keep the kernel lock
+            let _ = nix::sys::prctl::set_name(c"lockrun-will");
+            (self.parts.last_will)(token);
+            exit(0)
+        };
+        let give_up_at = (self.parts.now)() + WILL_TIME;
+        while (self.parts.now)() < give_up_at {
+            match tree::wait_any(false) {
+                Waited::Ended(pid, _) if pid == child.as_raw() => return,
+                Waited::NoChildren => return,
+                Waited::Ended(..) | Waited::Stopped(_) | Waited::Nothing => {}
+            }
+            let mut fds = [readable(self.children.as_fd())];
+            let _ = poll(&mut fds, PollTimeout::from(100_u8));
+            while let Ok(Some(_)) = self.children.read_signal() {}
+        }
+        let _ = tree::send(child.as_raw(), libc::SIGKILL);
+    }
+
+    fn say(&self, event: GuardEvent) {
+        self.send(&FromGuard::Event(event));
+    }
+
+    /// Never blocks. A front that does not read is stopped or dead, and the guard acts without it.
+    fn send(&self, message: &FromGuard) {
+        let _ = send(self.socket.as_raw_fd(), &message.encode(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+    }
+}
+
+/// Never zero, which would disarm a timer.
+fn timespec(at: Moment) -> TimeSpec {
+    TimeSpec::from_duration(Duration::from_nanos(at.nanos().max(1)))
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+fn received_fd(messages: nix::Result<nix::sys::socket::CmsgIterator<'_>>) -> Option<OwnedFd> {
+    let mut found = None;
+    for message in messages.ok()? {
+        if let ControlMessageOwned::ScmRights(fds) = message {
+            for fd in fds {
+                // SAFETY: the kernel has just made it for us.
+                found = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    found
+}

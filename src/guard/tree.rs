@@ -1,0 +1,105 @@
+//! Finding and killing all descendants of this process. Must never read /proc/PID/cmdline or environ: they take the
+//! target's memory lock and can hang.
+
+use std::fs;
+
+use nix::errno::Errno;
+
+/// Every descendant, parents before children, zombies included. Each thread of a process has a list of children of its
+/// own, and a thread in an uninterruptible call hides its children from the list of the others: all are read.
+pub fn descendants() -> Vec<i32> {
+    let mut found = Vec::new();
+    children_of("self", &mut found);
+    let mut next = 0;
+    while let Some(pid) = found.get(next).copied() {
+        children_of(&pid.to_string(), &mut found);
+        next += 1;
+    }
+    found
+}
+
+fn children_of(process: &str, found: &mut Vec<i32>) {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return };
+    for task in tasks.flatten() {
+        let Ok(children) = fs::read_to_string(task.path().join("children")) else { continue };
+        for pid in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
+            // A process that is moved to another parent while we read may show up twice.
+            if !found.contains(&pid) {
+                found.push(pid);
+            }
+        }
+    }
+}
+
+/// Not a zombie.
+pub fn is_alive(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name in parentheses may hold anything; the state is the first letter behind the last parenthesis.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
+}
+
+pub fn living_descendants() -> Vec<i32> {
+    descendants().into_iter().filter(|pid| is_alive(*pid)).collect()
+}
+
+/// Sends a signal to every descendant that is there now; those that could not be signalled for want of the right come back.
+pub fn signal_all(signal: i32) -> Vec<i32> {
+    descendants().into_iter().filter(|pid| send(*pid, signal) == Err(Errno::EPERM)).collect()
+}
+
+/// kill(2). Between reading a pid from /proc and this call it could only be reused if the whole range of pids went by.
+pub fn send(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers. libc's kill, because nix knows no real-time signals.
+    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// The kernel's list of children must be readable and be about this pid namespace, or nothing below could be ended.
+pub fn usable() -> Result<(), String> {
+    let pid = std::process::id().to_string();
+    match fs::read_link("/proc/self") {
+        Err(error) => Err(format!("/proc: {error}; lockrun needs it to find what the command starts: mount it")),
+        Ok(link) if link.as_os_str() != pid.as_str() => {
+            Err("/proc: it belongs to another pid namespace; mount one for this namespace (unshare --mount-proc)".to_string())
+        }
+        Ok(_) => match fs::read_to_string(format!("/proc/self/task/{pid}/children")) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("/proc/self/task/{pid}/children: {error}; lockrun needs a kernel with CONFIG_PROC_CHILDREN")),
+        },
+    }
+}
+
+/// How a child changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    Ended(i32, crate::exit::Ended),
+    Stopped(i32),
+    /// Children are there, none of them has changed.
+    Nothing,
+    NoChildren,
+}
+
+/// waitpid(2) for any child, without blocking. libc's, because nix reaps a child that died of a real-time signal and then
+/// reports EINVAL.
+pub fn wait_any(stopped_too: bool) -> Waited {
+    let flags = libc::WNOHANG | if stopped_too { libc::WUNTRACED } else { 0 };
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        match Errno::result(unsafe { libc::waitpid(-1, &mut status, flags) }) {
+            Ok(0) => return Waited::Nothing,
+            Ok(pid) if libc::WIFSTOPPED(status) => return Waited::Stopped(pid),
+            Ok(pid) => return Waited::Ended(pid, ended(status)),
+            Err(Errno::EINTR) => {}
+            Err(_) => return Waited::NoChildren,
+        }
+    }
+}
+
+fn ended(status: i32) -> crate::exit::Ended {
+    if libc::WIFSIGNALED(status) {
+        crate::exit::Ended::Signal(libc::WTERMSIG(status))
+    } else {
+        crate::exit::Ended::Code(libc::WEXITSTATUS(status))
+    }
+}

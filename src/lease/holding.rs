@@ -1,0 +1,373 @@
+//! The machine while the record is ours: renew, end in time, release when nothing is left alive. The rules of KILL stand
+//! here, in `look_at_the_clock`. Must never let a reply put off a deadline.
+
+use super::event::{Action, GuardEvent, InFlight, Killed, Lost, Outbox, Outcome, Reply, Report, Scope, Stopping, Tenure};
+use super::machine::{OnLost, Settings};
+use super::record::{KernelLock, Record, Snapshot, Swap, Version};
+use super::time::{Moment, Now};
+use crate::exit::Ended;
+use std::time::Duration;
+
+/// How long a release is tried; what cannot be confirmed runs out by itself.
+const RELEASE_TIME: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Next {
+    Hold,
+    WaitAgain,
+    Exit(Outcome),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Tree {
+    /// Told to start, or running, or ending.
+    Alive {
+        spawned: bool,
+    },
+    Empty,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Holding {
+    tenure: Tenure,
+    /// As we last wrote it, and the version that it has in the store.
+    record: Record,
+    version: Version,
+    /// `asked_at` of the last write that was confirmed. Every deadline counts from it.
+    confirmed_at: Moment,
+    next_at: Moment,
+    /// The last request is unknown: look before the next write.
+    must_read: bool,
+    failures: u32,
+    error: Option<String>,
+    tree: Tree,
+    ended: Option<Ended>,
+    /// The stop signal was sent; SIGKILL comes then.
+    kill_by: Option<Moment>,
+    kill_after: Option<Moment>,
+    killed_at: Option<Moment>,
+    guard_answers: bool,
+    guard_died: bool,
+    lost: Option<Lost>,
+    lost_said: bool,
+    /// The record is another's or gone: nothing to renew, nothing to release.
+    not_ours: bool,
+    release_by: Option<Moment>,
+    /// How it ends, if not as the command did; `None` inside: back to waiting.
+    instead: Option<Option<Outcome>>,
+}
+
+impl Holding {
+    pub fn new(tenure: Tenure, record: Record, version: Version, confirmed_at: Moment) -> Holding {
+        Holding {
+            tenure,
+            record,
+            version,
+            confirmed_at,
+            next_at: confirmed_at,
+            must_read: false,
+            failures: 0,
+            error: None,
+            tree: Tree::Alive { spawned: false },
+            ended: None,
+            kill_by: None,
+            kill_after: None,
+            killed_at: None,
+            guard_answers: false,
+            guard_died: false,
+            lost: None,
+            lost_said: false,
+            not_ours: false,
+            release_by: None,
+            instead: None,
+        }
+    }
+
+    /// Nothing was started: release, then end like that (`None`: wait again).
+    pub fn give_back(&mut self, now: Now, outcome: Option<Outcome>) {
+        self.instead = Some(outcome);
+        self.tree_is_empty(now);
+    }
+
+    pub fn renew_at(&mut self, at: Moment) {
+        self.next_at = at;
+    }
+
+    pub fn renew_now(&mut self, now: Now) {
+        self.next_at = now.at;
+    }
+
+    pub fn deadline(&self, settings: &Settings, idle: bool) -> Option<Moment> {
+        let timing = &settings.timing;
+        let request = (idle && !self.not_ours).then_some(self.next_at);
+        let tree = match (self.tree, self.killed_at) {
+            (Tree::Empty, _) => self.release_by,
+            (Tree::Alive { .. }, None) => {
+                let term_at = self.kill_by.is_none().then(|| timing.term_at(self.confirmed_at));
+                let kill = self.kill_by.into_iter().chain(self.kill_after).chain(term_at);
+                kill.chain([timing.kill_at(self.confirmed_at)]).min()
+            }
+            (Tree::Alive { .. }, Some(at)) => (!self.guard_answers && !self.guard_died).then(|| at + timing.kill_time / 2),
+        };
+        request.into_iter().chain(tree).min()
+    }
+
+    pub fn look_at_the_clock(&mut self, now: Now, settings: &Settings, out: &mut Outbox) -> Next {
+        match self.tree {
+            Tree::Alive { .. } => self.enforce(now, settings, out),
+            Tree::Empty if self.not_ours => return self.finish(settings, out),
+            Tree::Empty => {
+                if self.release_by.is_some_and(|at| at <= now.at) {
+                    let runs_out_in = (self.confirmed_at + self.record.ttl).since(now.at);
+                    out.report(Report::ReleaseUnconfirmed { runs_out_in });
+                    return self.finish(settings, out);
+                }
+            }
+        }
+        if out.in_flight.is_none() && !self.not_ours && self.next_at <= now.at {
+            if self.must_read {
+                out.read(now);
+            } else {
+                let record = match self.tree {
+                    Tree::Empty => Record { holder: None, stopping: false, ..self.record.clone() },
+                    Tree::Alive { .. } => {
+                        let stopping = self.kill_by.is_some() || self.killed_at.is_some();
+                        Record { stopping, ..self.record.clone() }
+                    }
+                };
+                out.swap(now, self.version.clone(), record);
+            }
+        }
+        Next::Hold
+    }
+
+    /// The rules of TERM and KILL.
+    fn enforce(&mut self, now: Now, settings: &Settings, out: &mut Outbox) {
+        let timing = &settings.timing;
+        let due = |at: Option<Moment>| at.is_some_and(|at| at <= now.at);
+        if let Some(killed_at) = self.killed_at {
+            if !self.guard_answers && !self.guard_died && killed_at + timing.kill_time / 2 <= now.at {
+                self.guard_answers = true; // it is dead for us; its work is done here from now on
+                out.report(Report::GuardHangs);
+                out.push(Action::KillGuard);
+            }
+        } else if timing.kill_at(self.confirmed_at) <= now.at {
+            self.lose(self.why_not_renewed());
+            self.kill(now, Killed::Deadline, out);
+        } else if due(self.kill_by) {
+            self.kill(now, Killed::GraceOver, out);
+        } else if due(self.kill_after) {
+            self.kill(now, Killed::KillAfter, out);
+        } else if self.kill_by.is_none() && timing.term_at(self.confirmed_at) <= now.at {
+            // From here there is no way back to holding, whatever the store answers.
+            let kill_in = timing.grace;
+            self.lose(self.why_not_renewed());
+            self.stop(now, Scope::Command, settings, out);
+            let error = self.error.clone().unwrap_or_else(|| "not renewed in time".to_string());
+            out.report(Report::Stopping(Stopping::RunsOut { kill_in, error }));
+        }
+    }
+
+    fn why_not_renewed(&self) -> Lost {
+        match &self.error {
+            Some(error) => Lost::Unreachable(error.clone()),
+            None => Lost::Stopped,
+        }
+    }
+
+    fn stop(&mut self, now: Now, scope: Scope, settings: &Settings, out: &mut Outbox) {
+        self.kill_by.get_or_insert(now.at + settings.timing.grace);
+        out.push(Action::Stop(self.tenure, scope));
+    }
+
+    fn kill(&mut self, now: Now, why: Killed, out: &mut Outbox) {
+        if self.killed_at.is_none() {
+            self.killed_at = Some(now.at);
+            out.push(Action::Kill(self.tenure));
+            out.report(Report::Killed(why));
+        }
+    }
+
+    /// Whatever the store answers from now on: this lease ends, and `lost` is why.
+    fn lose(&mut self, lost: Lost) {
+        self.lost.get_or_insert(lost);
+    }
+
+    /// Somebody may be running already: no grace.
+    fn lose_record(&mut self, now: Now, lost: Lost, out: &mut Outbox) {
+        self.not_ours = true;
+        if let Tree::Alive { .. } = self.tree {
+            self.lose(lost.clone());
+            out.report(Report::Lost(lost));
+            self.lost_said = true;
+            self.kill(now, Killed::Lost, out);
+        }
+    }
+
+    pub fn on_signal(&mut self, now: Now, number: i32, ends: bool, settings: &Settings, out: &mut Outbox) {
+        if let Tree::Alive { .. } = self.tree {
+            out.push(Action::Forward(self.tenure, number));
+            if let Some(span) = settings.kill_after.filter(|_| ends) {
+                self.kill_after.get_or_insert(now.at + span);
+            }
+        }
+    }
+
+    pub fn on_reply(&mut self, now: Now, in_flight: InFlight, reply: Reply, settings: &Settings, out: &mut Outbox) -> Next {
+        match reply {
+            Reply::Unknown(error) | Reply::Refused(error) => {
+                self.must_read = true;
+                self.next_at = now.at + settings.timing.pause(self.failures, now.random);
+                self.failures += 1;
+                if self.error.replace(error.clone()).is_none() && matches!(self.tree, Tree::Alive { .. }) {
+                    out.report(Report::Unreachable(error));
+                }
+            }
+            Reply::Swapped(Swap::Conflict) => {
+                self.must_read = true;
+                self.next_at = now.at;
+            }
+            Reply::Swapped(Swap::Done(version)) => {
+                let record = in_flight.record.expect("only a swap is answered by Swapped");
+                if record.holder.is_none() {
+                    out.report(Report::Released);
+                    return self.finish(settings, out);
+                }
+                self.recovered(out);
+                self.version = version;
+                let asked_at = record.asked_at;
+                self.record = record;
+                self.confirm(now, asked_at, settings, out);
+            }
+            Reply::Snapshot(snapshot) => {
+                self.recovered(out);
+                self.must_read = false;
+                self.on_snapshot(now, snapshot, settings, out);
+            }
+        }
+        Next::Hold
+    }
+
+    fn on_snapshot(&mut self, now: Now, snapshot: Snapshot, settings: &Settings, out: &mut Outbox) {
+        let ours = |record: &&Record| record.holder.as_ref().is_some_and(|h| h.id == settings.me.id) && record.token == self.record.token;
+        if let Some(record) = snapshot.record.as_ref().filter(ours) {
+            let asked_at = out.sent.get(&record.write).copied().unwrap_or(self.confirmed_at);
+            self.version = snapshot.version;
+            return self.confirm(now, asked_at, settings, out);
+        }
+        // Another file lies at the database's path, but the kernel lock there is still ours: nobody else runs by it.
+        let older = snapshot.token().is_none_or(|token| token <= self.record.token);
+        if snapshot.replaced && snapshot.lock == KernelLock::Ours && older {
+            if let Tree::Alive { .. } = self.tree {
+                out.report(Report::PutBack);
+                out.swap(now, snapshot.version, self.record.clone());
+                return;
+            }
+        }
+        let lost = match snapshot.record.and_then(|record| record.holder) {
+            Some(holder) => Lost::TakenBy(holder),
+            None if snapshot.replaced => Lost::Replaced,
+            None => Lost::RecordGone,
+        };
+        self.lose_record(now, lost, out);
+    }
+
+    fn confirm(&mut self, now: Now, asked_at: Moment, settings: &Settings, out: &mut Outbox) {
+        if asked_at > self.confirmed_at {
+            self.confirmed_at = asked_at;
+            out.sent.retain(|_, sent_at| *sent_at >= asked_at);
+            if let Tree::Alive { .. } = self.tree {
+                out.push(Action::Deadline(self.tenure, settings.timing.kill_at(asked_at)));
+            }
+        }
+        self.next_at = match self.tree {
+            Tree::Empty => now.at,
+            Tree::Alive { .. } => settings.timing.renew_at(self.confirmed_at),
+        };
+    }
+
+    fn recovered(&mut self, out: &mut Outbox) {
+        self.failures = 0;
+        // Once the stop signal is sent for it the error is why, and stays so.
+        if self.lost.is_none() && self.error.take().is_some() && matches!(self.tree, Tree::Alive { .. }) {
+            out.report(Report::Recovered);
+        }
+    }
+
+    pub fn on_guard(&mut self, now: Now, event: GuardEvent, settings: &Settings, out: &mut Outbox) -> Next {
+        match event {
+            GuardEvent::Spawned(tenure) if tenure == self.tenure => self.tree = Tree::Alive { spawned: true },
+            GuardEvent::NotSpawned(tenure, error) if tenure == self.tenure => {
+                self.give_back(now, Some(Outcome::NotSpawned(error)));
+            }
+            GuardEvent::Exited(tenure, ended, left) if tenure == self.tenure => {
+                self.ended = Some(ended);
+                if !left.is_empty() {
+                    out.report(Report::LeftBehind(ended, left));
+                    if self.kill_by.is_none() {
+                        out.report(Report::Stopping(Stopping::LeftBehind));
+                    }
+                    if self.killed_at.is_none() {
+                        self.stop(now, Scope::Tree, settings, out);
+                    }
+                }
+            }
+            GuardEvent::Killing(tenure) if tenure == self.tenure => {
+                self.guard_answers = true;
+                if self.killed_at.is_none() {
+                    // By its own clock: our last deadline did not reach it.
+                    self.killed_at = Some(now.at);
+                    self.lose(self.why_not_renewed());
+                    out.report(Report::Killed(Killed::Deadline));
+                }
+            }
+            GuardEvent::Survivors(tenure, pids) if tenure == self.tenure => out.report(Report::Survivors(pids)),
+            GuardEvent::Empty(tenure) if tenure == self.tenure => self.tree_is_empty(now),
+            GuardEvent::Over(tenure) if tenure == self.tenure => {
+                match self.tree {
+                    Tree::Alive { spawned: false } => self.instead = Some(None),
+                    Tree::Alive { spawned: true } => self.lose(Lost::Stopped),
+                    Tree::Empty => {}
+                }
+                self.tree_is_empty(now);
+            }
+            GuardEvent::Died => {
+                self.guard_died = true;
+                if let Tree::Alive { .. } = self.tree {
+                    self.lose(Lost::GuardDied);
+                    self.killed_at.get_or_insert(now.at);
+                }
+            }
+            GuardEvent::Spawned(_)
+            | GuardEvent::NotSpawned(..)
+            | GuardEvent::Exited(..)
+            | GuardEvent::Killing(_)
+            | GuardEvent::Survivors(..)
+            | GuardEvent::Empty(_)
+            | GuardEvent::Over(_) => {} // of an earlier tenure
+        }
+        self.look_at_the_clock(now, settings, out)
+    }
+
+    fn tree_is_empty(&mut self, now: Now) {
+        if self.tree != Tree::Empty {
+            self.tree = Tree::Empty;
+            self.next_at = now.at;
+            self.release_by = Some(now.at + RELEASE_TIME);
+        }
+    }
+
+    fn finish(&mut self, settings: &Settings, out: &mut Outbox) -> Next {
+        if let Some(lost) = self.lost.clone().filter(|_| !self.lost_said) {
+            out.report(Report::Lost(lost));
+        }
+        match (self.instead.take(), &self.lost) {
+            (Some(Some(outcome)), _) => Next::Exit(outcome),
+            (Some(None), _) => Next::WaitAgain,
+            (None, Some(_)) if settings.on_lost == OnLost::Wait && !self.guard_died => Next::WaitAgain,
+            (None, Some(_)) => Next::Exit(Outcome::Lost),
+            // A tree that ended without a word about the command: it was killed before its end could be told.
+            (None, None) => self.ended.map_or(Next::Exit(Outcome::Lost), |ended| Next::Exit(Outcome::Command(ended))),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A store keeps one record per lease: read it, swap it against an expected version, wait until it may have changed. The
+//! protocol is above this line, so no store can get expiry wrong. A store never judges; an error means *unknown*.
+
+pub mod memory;
+pub mod sqlite;
+
+use std::fmt;
+use std::future::Future;
+use std::os::fd::OwnedFd;
+
+use crate::lease::{LeaseName, Moment, Record, Snapshot, Swap, Version};
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// The request may have been carried out, or not. Look again.
+    Unknown(String),
+    /// It will not heal by itself: no right, not a database, a record that cannot be read.
+    Refused(String),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Unknown(text) | StoreError::Refused(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+pub trait Store {
+    /// The record, its version, and evidence about its holder. `now` is before the read.
+    fn read(&self, name: &LeaseName, now: Moment) -> impl Future<Output = Result<Snapshot, StoreError>>;
+
+    /// Writes `record` if the record is still at `expect`. `Err` means that it may have been written.
+    fn swap(&self, name: &LeaseName, expect: &Version, record: &Record) -> impl Future<Output = Result<Swap, StoreError>>;
+
+    /// Returns when the record may no longer be at `seen`; too early is allowed. Dropping it is safe.
+    fn changed(&self, name: &LeaseName, seen: &Version) -> impl Future<Output = ()>;
+
+    fn list(&self, now: Moment) -> impl Future<Output = Result<Vec<(LeaseName, Snapshot)>, StoreError>>;
+
+    /// The kernel lock of this machine, if it was taken since the last call: for the guard to keep.
+    fn new_lock(&self) -> Option<OwnedFd> {
+        None
+    }
+
+    /// Gives the kernel lock back.
+    fn unlock(&self) {}
+
+    /// The processes that have the kernel lock now, as far as they can be seen from here.
+    fn lock_holders(&self) -> Vec<i32> {
+        Vec::new()
+    }
+}

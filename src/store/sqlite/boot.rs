@@ -1,0 +1,75 @@
+//! Which boot of which kernel this is, and its clock as all its time namespaces read it. Must never guess: what cannot be
+//! known makes records comparable by watching only.
+
+use std::fs;
+
+use crate::lease::Moment;
+
+/// This boot, and what to subtract from this process's CLOCK_BOOTTIME to get the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    pub id: String,
+    offset_ns: i64,
+}
+
+impl Boot {
+    /// `None`: unknown; then no record is of "this boot".
+    pub fn current() -> Option<Boot> {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_string();
+        Some(Boot { id, offset_ns: boottime_offset()? })
+    }
+
+    pub fn to_host(&self, at: Moment) -> i64 {
+        i64::try_from(at.nanos()).unwrap_or(i64::MAX).saturating_sub(self.offset_ns)
+    }
+
+    /// `None`: before this process's clock began.
+    pub fn to_local(&self, host_ns: i64) -> Option<Moment> {
+        u64::try_from(host_ns.checked_add(self.offset_ns)?).ok().map(Moment::from_nanos)
+    }
+}
+
+/// The offset of this process's time namespace (time_namespaces(7)). The file speaks of the namespace for children, so it
+/// counts only if that is this process's own.
+fn boottime_offset() -> Option<i64> {
+    let Ok(own) = fs::read_link("/proc/self/ns/time") else {
+        return Some(0); // a kernel without time namespaces
+    };
+    if fs::read_link("/proc/self/ns/time_for_children").ok()? != own {
+        return None;
+    }
+    parse_offset(&fs::read_to_string("/proc/self/timens_offsets").ok()?)
+}
+
+fn parse_offset(text: &str) -> Option<i64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("boottime"))?;
+    let mut numbers = line.split_whitespace().map(str::parse::<i64>);
+    let (seconds, nanos) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read_in_nanoseconds() {
+        assert_eq!(parse_offset("monotonic           0         0\nboottime       100000         7\n"), Some(100_000_000_000_007));
+        assert_eq!(parse_offset("boottime  -5  0\n"), Some(-5_000_000_000));
+        assert_eq!(parse_offset("monotonic 0 0\n"), None);
+    }
+
+    #[test]
+    fn an_instant_comes_back_from_the_hosts_clock() {
+        let boot = Boot { id: "b".into(), offset_ns: 5 };
+        assert_eq!(boot.to_host(Moment::from_nanos(12)), 7);
+        assert_eq!(boot.to_local(7), Some(Moment::from_nanos(12)));
+        assert_eq!(boot.to_local(-6), None);
+        assert_eq!(boot.to_local(i64::MAX), None);
+    }
+
+    #[test]
+    fn this_machine_knows_its_boot() {
+        assert_eq!(Boot::current().expect("/proc is there").id.len(), 36);
+    }
+}

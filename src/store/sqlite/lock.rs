@@ -1,0 +1,332 @@
+//! The kernel lock: one byte per lease of an empty side file beside the database, as an open-file-description lock. The
+//! front, the guard and the command share one description, so the kernel frees it when the last of them is dead. Waiters
+//! block on it: no polling. The record stays the authority; the lock only shortens waits.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use tokio::sync::Notify;
+
+use crate::lease::Moment;
+
+/// A side file, as long as its kernel is up. The boot id is compared beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    dev: u64,
+    ino: u64,
+}
+
+impl Identity {
+    fn of(metadata: &fs::Metadata) -> Identity {
+        Identity { dev: metadata.dev(), ino: metadata.ino() }
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.dev, self.ino)
+    }
+}
+
+/// Who has the lock of the side file that lies at the path now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Ours {
+        since: Moment,
+        side: Identity,
+    },
+    Others,
+    /// The side file cannot be made or locked: the record alone decides.
+    Unsupported(String),
+}
+
+pub struct KernelLock {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    database: PathBuf,
+    byte: i64,
+    now: fn() -> Moment,
+    state: Mutex<State>,
+    granted: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Held>,
+    /// Not yet handed to the guard.
+    fresh: bool,
+    /// A thread blocks on the lock for us.
+    waiting: bool,
+    unsupported: Option<String>,
+}
+
+struct Held {
+    file: File,
+    since: Moment,
+    side: Identity,
+}
+
+pub fn side_file(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-lockrun");
+    PathBuf::from(name)
+}
+
+/// Bytes from 2^61 up, by a 61-bit hash (FNV-1a) of the lease's name. Part of the format: every version must agree. A
+/// collision only makes two leases exclude each other.
+pub fn byte_of(name: &str) -> i64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    (1 << 61) | (hash >> 3) as i64
+}
+
+impl KernelLock {
+    pub fn new(database: &Path, name: &str, now: fn() -> Moment) -> KernelLock {
+        let inner = Inner {
+            path: side_file(database),
+            database: database.to_path_buf(),
+            byte: byte_of(name),
+            now,
+            state: Mutex::default(),
+            granted: Notify::new(),
+        };
+        KernelLock { inner: Arc::new(inner) }
+    }
+
+    /// Takes the lock if nobody has it, and makes the side file anew if it is gone. Does not block.
+    pub fn look(&self) -> Standing {
+        let inner = &self.inner;
+        let mut state = inner.state();
+        if let Some(held) = &state.held {
+            if inner.side_at_path() == Some(held.side) {
+                return Standing::Ours { since: held.since, side: held.side };
+            }
+        } else if state.waiting {
+            return Standing::Others;
+        }
+        match inner.try_take() {
+            Ok(Some(held)) => {
+                // An older description (of a side file that was removed) goes on in the guard and the command.
+                let standing = Standing::Ours { since: held.since, side: held.side };
+                state.held = Some(held);
+                state.fresh = true;
+                standing
+            }
+            Ok(None) => Standing::Others,
+            Err(error) => {
+                let reason = format!("{}: {error}", inner.path.display());
+                state.unsupported = Some(reason.clone());
+                Standing::Unsupported(reason)
+            }
+        }
+    }
+
+    /// Why it cannot be used, if a look has shown so.
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.state().unsupported.clone()
+    }
+
+    /// Returns when the lock was taken for us. Dropping it is safe: the thread that waits keeps waiting.
+    pub async fn taken(&self) {
+        let granted = self.inner.granted.notified();
+        {
+            let mut state = self.inner.state();
+            if state.held.is_some() || state.unsupported.is_some() {
+                drop(state);
+                return std::future::pending().await; // nothing will come from here: the caller looks again by time
+            }
+            if !state.waiting {
+                state.waiting = true;
+                let inner = Arc::clone(&self.inner);
+                // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
+                let spawned = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait());
+                if spawned.is_err() {
+                    state.waiting = false;
+                }
+            }
+        }
+        granted.await;
+    }
+
+    pub fn take_fresh(&self) -> Option<OwnedFd> {
+        let mut state = self.inner.state();
+        let file = &state.held.as_ref().filter(|_| state.fresh)?.file;
+        let duplicate = file.try_clone().ok()?;
+        state.fresh = false;
+        Some(duplicate.into())
+    }
+
+    pub fn unlock(&self) {
+        if let Some(held) = self.inner.state().held.take() {
+            // Explicitly: duplicates of the description may live on elsewhere.
+            let _ = set(&held.file, libc::F_UNLCK, self.inner.byte, false);
+        }
+    }
+
+    /// The processes with a descriptor that has this byte locked, as fdinfo (proc_pid_fdinfo(5)) shows it.
+    pub fn holders(&self) -> Vec<i32> {
+        holders(&self.inner.path, self.inner.byte)
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held, and if it did the state would still be whole.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn side_at_path(&self) -> Option<Identity> {
+        fs::metadata(&self.path).ok().map(|metadata| Identity::of(&metadata))
+    }
+
+    fn try_take(&self) -> io::Result<Option<Held>> {
+        loop {
+            let file = self.open()?;
+            match set(&file, libc::F_WRLCK, self.byte, false) {
+                Ok(()) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+            if let Some(held) = self.verified(file)? {
+                return Ok(Some(held));
+            }
+        }
+    }
+
+    /// The thread of `taken`.
+    fn wait(&self) {
+        loop {
+            let taken = self.open().and_then(|file| {
+                set(&file, libc::F_WRLCK, self.byte, true)?;
+                self.verified(file)
+            });
+            let mut state = self.state();
+            match taken {
+                Ok(Some(held)) => {
+                    state.held = Some(held);
+                    state.fresh = true;
+                }
+                Ok(None) => continue,
+                // The next look says why.
+                Err(_) => {}
+            }
+            state.waiting = false;
+            drop(state);
+            return self.granted.notify_waiters();
+        }
+    }
+
+    /// Only a lock on the file that lies at the path counts; while we waited it may have been removed.
+    fn verified(&self, file: File) -> io::Result<Option<Held>> {
+        let side = Identity::of(&file.metadata()?);
+        let since = (self.now)();
+        Ok((self.side_at_path() == Some(side)).then_some(Held { file, since, side }))
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+        match options.open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match options.create_new(true).mode(0o644).open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(),
+            Err(error) => Err(error),
+            Ok(file) => {
+                // Whoever may write the database may lock it.
+                if let Ok(metadata) = fs::metadata(&self.database) {
+                    let _ = file.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o666));
+                }
+                Ok(file)
+            }
+        }
+    }
+}
+
+fn set(file: &File, kind: libc::c_int, byte: i64, wait: bool) -> Result<(), Errno> {
+    // SAFETY: an all-zero flock is a valid one.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = kind as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    range.l_start = byte;
+    range.l_len = 1;
+    loop {
+        let argument = if wait { FcntlArg::F_OFD_SETLKW(&range) } else { FcntlArg::F_OFD_SETLK(&range) };
+        match fcntl(file, argument) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+pub fn holders(path: &Path, byte: i64) -> Vec<i32> {
+    let Ok(side) = fs::metadata(path).map(|metadata| Identity::of(&metadata)) else { return Vec::new() };
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| has_lock(*pid, side, byte)).collect()
+}
+
+fn has_lock(pid: i32, side: Identity, byte: i64) -> bool {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten().any(|fd| {
+        fs::metadata(fd.path()).is_ok_and(|metadata| Identity::of(&metadata) == side)
+            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy())).is_ok_and(|info| {
+                info.lines().any(|line| line.starts_with("lock:") && line.split_whitespace().rev().nth(1) == Some(&byte.to_string()))
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    fn now() -> Moment {
+        Moment::from_nanos(7)
+    }
+
+    #[test]
+    fn the_byte_of_a_name_never_changes() {
+        assert_eq!(byte_of("default"), 4428644419968964799);
+        assert_eq!(byte_of("nightly/backup"), 4361205080714135828);
+    }
+
+    #[test]
+    fn one_description_has_the_lock_and_the_next_gets_it_when_it_is_given_back() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let database = dir.path().join("x.db");
+        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
+        let other_name = KernelLock::new(&database, "b", now);
+        assert!(matches!(first.look(), Standing::Ours { .. }));
+        assert_eq!(second.look(), Standing::Others);
+        assert!(matches!(other_name.look(), Standing::Ours { .. }));
+        assert_eq!(first.holders(), [std::process::id() as i32]);
+        let duplicate = first.take_fresh().expect("for the guard");
+        assert!(first.take_fresh().is_none(), "handed over once");
+        first.unlock();
+        assert!(matches!(second.look(), Standing::Ours { .. }), "a duplicate ({}) does not keep it", duplicate.as_raw_fd());
+    }
+
+    #[test]
+    fn a_side_file_that_was_removed_is_made_and_locked_anew() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let database = dir.path().join("x.db");
+        let lock = KernelLock::new(&database, "a", now);
+        let Standing::Ours { side, .. } = lock.look() else { panic!("free") };
+        let keep_inode = File::open(side_file(&database)).expect("there");
+        fs::remove_file(side_file(&database)).expect("removed");
+        let Standing::Ours { side: new, .. } = lock.look() else { panic!("free again") };
+        assert_ne!(side, new, "the old inode is in use by {}", keep_inode.as_raw_fd());
+        assert!(lock.take_fresh().is_some(), "the guard must keep the new one too");
+    }
+}
