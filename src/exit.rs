@@ -45,8 +45,3 @@ impl fmt::Display for Ended {
         }
     }
 }
-
-/// The exit code for an errno of execve(2): 127 if there is no such file, 126 for everything else.
-pub fn for_exec_errno(errno: i32, enoent: i32) -> i32 {
-    if errno == enoent { NOT_FOUND } else { CANNOT_EXECUTE }
-}

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::future::pending;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
@@ -24,6 +25,9 @@ pub use wire::{FromGuard, ToGuard};
 
 use crate::lease::{GuardEvent, Moment, Tenure, Token};
 use tree::Waited;
+
+/// A guard that was told to end and has not by then is stopped.
+const DISMISS_TIME: Duration = Duration::from_millis(500);
 
 /// The guard, forked, before there is a runtime.
 pub struct Forked {
@@ -124,12 +128,17 @@ impl Guard {
         let _ = tree::send(self.pid, libc::SIGKILL);
     }
 
-    /// Ends it in order, and waits for it: it does nothing any more that could take time.
+    /// Ends it in order, and waits for it. One that is stopped has nothing left to guard.
     pub fn dismiss(self) {
         self.send(&ToGuard::Bye);
-        drop(self.socket);
+        let end = std::time::Instant::now() + DISMISS_TIME;
         // SAFETY: no status is asked for.
-        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
+        while unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
+            if std::time::Instant::now() > end {
+                self.kill();
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Reaps orphans that came to this process (as PID 1 of a container), and leaves the guard alone.

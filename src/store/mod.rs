@@ -49,6 +49,11 @@ pub trait Store {
     /// Gives the kernel lock back.
     fn unlock(&self) {}
 
+    /// What the user should know about this store, once.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// The processes that have the kernel lock now, as far as they can be seen from here.
     fn lock_holders(&self) -> Vec<i32> {
         Vec::new()

@@ -167,7 +167,7 @@ impl Database {
         self.connection.query_row("SELECT value FROM lockrun_meta WHERE key = 'schema'", [], |row| row.get(0)).optional().map_err(error)
     }
 
-    pub fn journal_mode(&self) -> Result<String, StoreError> {
+    fn journal_mode(&self) -> Result<String, StoreError> {
         self.connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(error)
     }
 
@@ -187,6 +187,13 @@ impl Database {
                 Err(failure) => return Err(error(failure)),
             }
         }
+    }
+
+    /// Takes and gives back the right to write; the journal mode.
+    pub fn probe(&mut self) -> Result<String, StoreError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        transaction.rollback().map_err(error)?;
+        self.journal_mode()
     }
 
     /// The file at the path is the one that is open here. A write-ahead log hides a deleted or replaced one.

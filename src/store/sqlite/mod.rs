@@ -78,10 +78,9 @@ impl SqliteStore {
         SqliteStore { settings, lock, jobs: OnceLock::new(), turn: Arc::new(Semaphore::new(1)), lock_warned: AtomicBool::new(false) }
     }
 
-    /// Once: why the kernel lock cannot be used, if so; then waits last a TTL.
-    pub fn lock_trouble(&self) -> Option<String> {
-        let reason = self.lock.as_ref()?.trouble()?;
-        (!self.lock_warned.swap(true, Ordering::Relaxed)).then_some(reason)
+    /// Whether it can be written, and its journal mode. Changes nothing.
+    pub async fn probe(&self) -> Result<String, StoreError> {
+        self.on_thread(|worker| worker.database.as_mut().expect("opened by attempt").probe()).await
     }
 
     fn jobs(&self) -> &mpsc::Sender<Job> {
@@ -151,6 +150,12 @@ impl Store for SqliteStore {
         if let Some(lock) = &self.lock {
             lock.unlock();
         }
+    }
+
+    fn warning(&self) -> Option<String> {
+        let reason = self.lock.as_ref()?.trouble()?;
+        let first = !self.lock_warned.swap(true, Ordering::Relaxed);
+        first.then(|| format!("no kernel lock ({reason}): after a crash others wait for the ttl"))
     }
 
     fn lock_holders(&self) -> Vec<i32> {

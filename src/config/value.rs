@@ -1,0 +1,236 @@
+//! One parser per kind of value: text in, a good value or the reason out. Must never know where the text came from.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::Level;
+
+use super::LogFormat;
+use crate::lease::{LeaseName, OnLost};
+
+/// Which store. An error names the value itself, because it may have to hide a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreUrl {
+    Sqlite(PathBuf),
+}
+
+/// Stores that this lockrun knows by name and is built without.
+const NOT_BUILT: [&str; 8] = ["postgres", "postgresql", "etcd", "etcds", "redis", "rediss", "kubernetes", "k8s"];
+/// Words that look like a forgotten URL.
+const SERVER_WORDS: [&str; 7] = ["postgres", "postgresql", "etcd", "redis", "valkey", "kubernetes", "k8s"];
+
+impl StoreUrl {
+    pub fn parse(value: &OsStr) -> Result<StoreUrl, String> {
+        let text = value.to_string_lossy();
+        if text.is_empty() {
+            return Err("'': no store; name a file".to_string());
+        }
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            if path.starts_with("//") {
+                return Err(format!("{text}: write sqlite:PATH, without slashes before the path"));
+            }
+            // By bytes, so that a path that is not UTF-8 stays what it is.
+            use std::os::unix::ffi::OsStrExt;
+            return StoreUrl::path(OsStr::from_bytes(&value.as_bytes()["sqlite:".len()..]));
+        }
+        if let Some(scheme) = scheme(&text) {
+            return Err(match NOT_BUILT.contains(&scheme) {
+                true => format!("{scheme}:…: this lockrun is built without {scheme}; use a path (SQLite)"),
+                false => format!("{scheme}:…: unknown scheme; if it is a path, put ./ before it"),
+            });
+        }
+        if SERVER_WORDS.contains(&text.as_ref()) {
+            return Err(format!("{text}: a path, or a server? write ./{text}, or {text}://…"));
+        }
+        StoreUrl::path(value)
+    }
+
+    fn path(path: &OsStr) -> Result<StoreUrl, String> {
+        if path.is_empty() || path == ":memory:" {
+            return Err(format!("{}: no other copy would see it; name a file", path.to_string_lossy()));
+        }
+        Ok(StoreUrl::Sqlite(PathBuf::from(path)))
+    }
+}
+
+/// The letters before the first colon, if they are a URL's scheme (RFC 3986, 3.1).
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once(':')?;
+    let letters = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(letters)).then_some(scheme)
+}
+
+/// A file that holds the store's URL: a Docker secret.
+pub fn from_file(file: &OsStr) -> Result<StoreUrl, String> {
+    let shown = Path::new(file).display();
+    let bytes = fs::read(file).map_err(|error| format!("{shown}: {error}; it names a file that holds the store's URL"))?;
+    if bytes.starts_with(b"SQLite format 3\0") {
+        return Err(format!("{shown}: that is a database itself; set LOCKRUN_DB to it"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| format!("{shown}: it holds no text; it should hold the store's URL"))?;
+    let url = text.trim_end_matches(['\n', '\r']);
+    if url.is_empty() || url.contains('\n') {
+        return Err(format!("{shown}: it must hold one line, the store's URL"));
+    }
+    StoreUrl::parse(OsStr::new(url)).map_err(|why| format!("{shown}: {why}"))
+}
+
+/// `500ms`, `0.5`, `5s`, `1m30s`, `2h`, `1d`; a bare number is seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "not a duration; write 500ms, 0.5, 5s, 1m30s, 2h or 1d".to_string();
+    let bare = text.chars().all(|c| c.is_ascii_digit() || c == '.') && text.contains(|c: char| c.is_ascii_digit());
+    if bare {
+        let seconds: f64 = text.parse().map_err(|_| wrong())?;
+        return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
+    }
+    humantime::parse_duration(text).map_err(|_| wrong())
+}
+
+pub fn lease_name(text: &str) -> Result<LeaseName, String> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    if text.is_empty() || text.len() > 253 || !text.chars().all(letters) {
+        return Err("a name is 1 to 253 of A-Z a-z 0-9 . _ - /".to_string());
+    }
+    Ok(LeaseName::new(text))
+}
+
+/// An identifier, so that it needs no quoting rules.
+pub fn table(text: &str) -> Result<String, String> {
+    let letters = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let good = !text.is_empty() && text.len() <= 240 && text.chars().all(letters) && !text.starts_with(|c: char| c.is_ascii_digit());
+    if !good || text.to_ascii_lowercase().starts_with("lockrun_") || text.to_ascii_lowercase().starts_with("sqlite_") {
+        return Err("a table's name is letters, digits and _, and neither lockrun's nor SQLite's own".to_string());
+    }
+    Ok(text.to_string())
+}
+
+pub fn token(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "a token is a 64-bit integer (LOCKRUN_TOKEN)".to_string())
+}
+
+pub fn exit_code(text: &str) -> Result<i32, String> {
+    text.parse::<u8>().map(i32::from).map_err(|_| "an exit code is 0 to 255".to_string())
+}
+
+pub fn on_lost(text: &str) -> Result<OnLost, String> {
+    match text {
+        "exit" => Ok(OnLost::Exit),
+        "wait" => Ok(OnLost::Wait),
+        _ => Err("it is exit or wait".to_string()),
+    }
+}
+
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("it is text or json".to_string()),
+    }
+}
+
+pub fn log_level(text: &str) -> Result<Level, String> {
+    match text {
+        "error" => Ok(Level::ERROR),
+        "warn" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        _ => Err("it is error, warn, info or debug".to_string()),
+    }
+}
+
+/// A name with or without SIG, or a number.
+pub fn signal(text: &str) -> Result<i32, String> {
+    let wrong = || "not a signal; write TERM, INT, QUIT, USR1, …".to_string();
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
+    let number = match (text.parse::<i32>(), name.parse::<nix::sys::signal::Signal>()) {
+        (Ok(number), _) if (1..=64).contains(&number) => number,
+        (_, Ok(signal)) => signal as i32,
+        (_, Err(_)) => realtime(&name).ok_or_else(wrong)?,
+    };
+    if [libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(&number) {
+        return Err("a command cannot act on it; take another (lockrun kills by itself after the grace)".to_string());
+    }
+    Ok(number)
+}
+
+fn realtime(name: &str) -> Option<i32> {
+    let offset = match (name.strip_prefix("SIGRTMIN"), name.strip_prefix("SIGRTMAX")) {
+        (Some(offset), _) => libc::SIGRTMIN() + number_or_zero(offset)?,
+        (_, Some(offset)) => libc::SIGRTMAX() + number_or_zero(offset)?,
+        (None, None) => return None,
+    };
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&offset).then_some(offset)
+}
+
+fn number_or_zero(text: &str) -> Option<i32> {
+    if text.is_empty() { Some(0) } else { text.parse().ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Result<StoreUrl, String> {
+        StoreUrl::parse(OsStr::new(text))
+    }
+
+    #[test]
+    fn paths_are_sqlite() {
+        for path in ["x.db", "./redis", "/a/b c.db", "dir:with/colon.db/x", "sqlite:x.db"] {
+            let expected = path.strip_prefix("sqlite:").unwrap_or(path);
+            match url(path) {
+                Ok(StoreUrl::Sqlite(found)) => assert_eq!(found, Path::new(expected)),
+                Err(why) => assert!(path.contains("dir:"), "{path}: {why}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_gets_a_hint_and_never_shows_a_password() {
+        assert!(url("redis").unwrap_err().contains("./redis"));
+        let built = url("postgres://u:secret@h/d").unwrap_err();
+        assert!(built.contains("without postgres") && !built.contains("secret"), "{built}");
+        assert!(url("mysql://h").unwrap_err().contains("unknown scheme"));
+        assert!(url("sqlite:///x.db").unwrap_err().contains("sqlite:PATH"));
+        for nowhere in ["", ":memory:", "sqlite:", "sqlite::memory:"] {
+            url(nowhere).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_documented() {
+        let good =
+            [("500ms", 500), ("0.5", 500), ("5s", 5000), ("5", 5000), ("1m30s", 90_000), ("2h", 7_200_000), ("1d", 86_400_000), ("0", 0)];
+        for (text, millis) in good {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "5x", "-5s", "1.2.3", "s", ".", "1e400", "99999999999999999999999"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn signals_are_names_or_numbers() {
+        for text in ["TERM", "SIGTERM", "term", "15"] {
+            assert_eq!(signal(text), Ok(15), "{text}");
+        }
+        assert_eq!(signal("RTMIN+3"), Ok(libc::SIGRTMIN() + 3));
+        for bad in ["KILL", "STOP", "0", "65", "", "FOO", "RTMIN+99"] {
+            assert!(signal(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked_letter_by_letter() {
+        assert!(lease_name(&"a".repeat(253)).is_ok());
+        for bad in ["", "a b", "ä", &"a".repeat(254), "a:b"] {
+            assert!(lease_name(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "a-b", "1a", "lockrun_lease", "sqlite_master", "a\"b"] {
+            assert!(table(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What operators see: `status` and `check`. Reads the same state as everybody, decides nothing, changes nothing.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::config::Target;
+use crate::error::Failure;
+use crate::exit;
+use crate::lease::{Evidence, LeaseName, Moment, Seconds, Snapshot, Token};
+use crate::report::timestamp;
+use crate::store::sqlite::{self, Open, SqliteStore};
+use crate::store::{Store, StoreError};
+
+/// What goes to stdout, and the exit code.
+pub struct Answer {
+    pub text: String,
+    pub code: i32,
+}
+
+#[derive(Serialize)]
+struct Locks {
+    locks: Vec<Lock>,
+}
+
+#[derive(Serialize)]
+struct Lock {
+    name: String,
+    state: State,
+    token: Option<i64>,
+    holder: Option<HolderView>,
+    acquired_at: Option<String>,
+    renewed_at: Option<String>,
+    ttl_ms: Option<u64>,
+    expires_in_ms: Option<u64>,
+    stopping: bool,
+    paused: Option<String>,
+    blocked_by_pids: Vec<i32>,
+    waiters: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Held,
+    Free,
+    Expired,
+}
+
+#[derive(Serialize)]
+struct HolderView {
+    id: String,
+    hostname: String,
+    pid: u32,
+    command: Vec<String>,
+}
+
+impl Lock {
+    fn new(target: &Target, name: &LeaseName, snapshot: Snapshot) -> Lock {
+        let left = match snapshot.evidence {
+            Evidence::Left(left) => Some(left),
+            Evidence::Gone(_) | Evidence::NoClock | Evidence::Unchanged(_) => None,
+        };
+        let state = match (snapshot.holder(), left) {
+            (None, _) => State::Free,
+            (Some(_), Some(Duration::ZERO)) => State::Expired,
+            (Some(_), _) => State::Held,
+        };
+        let held = snapshot.record.as_ref().filter(|record| record.holder.is_some());
+        let holder = snapshot.holder().map(|holder| HolderView {
+            id: holder.id.to_string(),
+            hostname: holder.hostname.clone(),
+            pid: holder.pid,
+            command: holder.command.clone(),
+        });
+        let blocked_by_pids = if state == State::Held { Vec::new() } else { sqlite::lock_holders(&target.place.path, name) };
+        Lock {
+            name: name.to_string(),
+            state,
+            token: snapshot.token().filter(|token| *token != Token::default()).map(|token| token.0),
+            holder,
+            acquired_at: held.map(|record| timestamp(record.acquired_ms)),
+            renewed_at: held.map(|record| timestamp(record.renewed_ms)),
+            ttl_ms: held.map(|record| millis(record.ttl)),
+            expires_in_ms: held.and(left).map(millis),
+            stopping: held.is_some_and(|record| record.stopping),
+            paused: None,
+            blocked_by_pids,
+            waiters: None,
+        }
+    }
+
+    fn line(&self) -> String {
+        let token = self.token.map(|token| format!(", token {token}")).unwrap_or_default();
+        let blocked = match self.blocked_by_pids.as_slice() {
+            [] => String::new(),
+            pids => format!("; processes {pids:?} still have the kernel lock (end them: kill PID)"),
+        };
+        let Some(holder) = &self.holder else { return format!("{}: free{token}{blocked}", self.name) };
+        let command = if holder.command.is_empty() { String::new() } else { format!(" ({})", holder.command.join(" ")) };
+        let since = self.acquired_at.as_deref().unwrap_or("?");
+        let renewed = self.renewed_at.as_deref().unwrap_or("?");
+        let until = match (self.state, self.expires_in_ms) {
+            (State::Expired, _) => "expired".to_string(),
+            (_, Some(ms)) => format!("expires in {} unless renewed", Seconds(Duration::from_millis(ms))),
+            (_, None) => "no clock in common: when it expires cannot be known".to_string(),
+        };
+        let stopping = if self.stopping { ", stopping" } else { "" };
+        format!(
+            "{}: {} by {}:{}{command} since {since}, renewed {renewed}, {until}{stopping}{token}{blocked}",
+            self.name,
+            if self.state == State::Expired { "was held" } else { "held" },
+            holder.hostname,
+            holder.pid
+        )
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Inside the runtime.
+pub async fn status(target: &Target, json: bool) -> Result<Answer, Failure> {
+    if !target.place.exists {
+        return Err(Failure::refused(format!("{}: there is no such database; nothing was created", target.place.path.display())));
+    }
+    let asked = target.name.clone().or_else(|| target.app_table.as_ref().map(|_| target.lease()));
+    let mut found = all(target).await?;
+    if let Some(name) = &asked {
+        found.retain(|(candidate, _)| candidate == name);
+        if found.is_empty() {
+            found.push((name.clone(), nothing()));
+        }
+    }
+    let locks: Vec<Lock> = found.into_iter().map(|(name, snapshot)| Lock::new(target, &name, snapshot)).collect();
+    let held = locks.iter().any(|lock| lock.state == State::Held);
+    let text = match (json, locks.as_slice()) {
+        (true, _) => format!("{}\n", serde_json::to_string(&Locks { locks }).unwrap_or_default()),
+        (false, []) => "no lease was ever taken here\n".to_string(),
+        (false, locks) => locks.iter().map(|lock| lock.line() + "\n").collect(),
+    };
+    Ok(Answer { text, code: if asked.is_some() && !held { exit::NO } else { 0 } })
+}
+
+fn nothing() -> Snapshot {
+    let evidence = Evidence::Left(Duration::ZERO);
+    let lock = crate::lease::KernelLock::None;
+    Snapshot { record: None, version: crate::lease::Version::Absent, evidence, lock, seen_at: None, replaced: false }
+}
+
+#[derive(Serialize)]
+struct Check {
+    usable: bool,
+    store: &'static str,
+    path: String,
+    exists: bool,
+    file_system: String,
+    sqlite_version: &'static str,
+    journal_mode: Option<String>,
+    ttl_ms: u64,
+    heartbeat_ms: u64,
+    grace_ms: u64,
+    term_after_ms: u64,
+    kill_after_ms: u64,
+    dead_after_ms: u64,
+    warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holds: Option<bool>,
+}
+
+/// Inside the runtime.
+pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<Answer, Failure> {
+    let mut journal_mode = None;
+    let mut holds = token.map(|_| false);
+    if target.place.exists {
+        journal_mode = Some(failure(target, viewer(target).probe().await)?);
+        let name = target.lease();
+        for (_, snapshot) in all(target).await?.into_iter().filter(|(candidate, _)| *candidate == name) {
+            let lock = Lock::new(target, &name, snapshot);
+            holds = token.map(|token| lock.state == State::Held && lock.token == Some(token));
+        }
+    }
+    let (timing, zero) = (target.timing, Moment::default());
+    let check = Check {
+        usable: true,
+        store: "sqlite",
+        path: target.place.path.display().to_string(),
+        exists: target.place.exists,
+        file_system: target.place.file_system.clone(),
+        sqlite_version: sqlite::sqlite_version(),
+        journal_mode,
+        ttl_ms: millis(timing.ttl),
+        heartbeat_ms: millis(timing.heartbeat),
+        grace_ms: millis(timing.grace),
+        term_after_ms: millis(timing.term_at(zero).since(zero)),
+        kill_after_ms: millis(timing.kill_at(zero).since(zero)),
+        dead_after_ms: millis(timing.dead_by(zero).since(zero)),
+        warnings: target.place.warnings.clone(),
+        holds,
+    };
+    let code = if holds == Some(false) { exit::NO } else { 0 };
+    let text = if json { format!("{}\n", serde_json::to_string(&check).unwrap_or_default()) } else { check.text() };
+    Ok(Answer { text, code })
+}
+
+impl Check {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let seconds = |ms: u64| Seconds(Duration::from_millis(ms)).to_string();
+        let state = match &self.journal_mode {
+            Some(mode) => format!("journal mode {mode}"),
+            None => "not there yet, will be made".to_string(),
+        };
+        let _ = writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", self.path, self.file_system, self.sqlite_version);
+        let _ = writeln!(
+            text,
+            "ttl {}, renewed every {}; without a renewal: stop signal after {}, SIGKILL after {}, all dead after {}",
+            seconds(self.ttl_ms),
+            seconds(self.heartbeat_ms),
+            seconds(self.term_after_ms),
+            seconds(self.kill_after_ms),
+            seconds(self.dead_after_ms)
+        );
+        let _ = writeln!(
+            text,
+            "one machine only: any number of processes, and of containers that mount this folder; after a kill -9 of a whole \
+             tree the next one starts within about 1 s (kernel lock)"
+        );
+        for warning in &self.warnings {
+            let _ = writeln!(text, "warning: {warning}");
+        }
+        match self.holds {
+            None => {}
+            Some(true) => text.push_str("the token holds\n"),
+            Some(false) => text.push_str("the token does not hold\n"),
+        }
+        text
+    }
+}
+
+fn viewer(target: &Target) -> SqliteStore {
+    SqliteStore::new(sqlite::Settings {
+        path: target.place.path.clone(),
+        open: Open::Existing,
+        lock: None,
+        app_table: target.app_table.clone(),
+        timing: target.timing,
+        now: clock::now,
+        wall_ms: clock::wall_ms,
+    })
+}
+
+async fn all(target: &Target) -> Result<Vec<(LeaseName, Snapshot)>, Failure> {
+    failure(target, viewer(target).list(clock::now()).await)
+}
+
+fn failure<T>(target: &Target, result: Result<T, StoreError>) -> Result<T, Failure> {
+    let path = target.place.path.display();
+    result.map_err(|error| match error {
+        StoreError::Refused(why) => Failure::refused(format!("{path}: {why}")),
+        StoreError::Unknown(why) => Failure::unreachable(format!("{path}: {why}; try again")),
+    })
+}
