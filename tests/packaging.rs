@@ -368,6 +368,52 @@ fn the_files_that_the_readme_names_exist() {
     }
 }
 
+#[test]
+fn the_times_in_the_readme_are_those_that_check_prints() {
+    let readme = read(README);
+    let (_, below) = readme.split_once("With the defaults, counted from").expect("the sentence with the times");
+    let times: Vec<_> =
+        below.lines().next().unwrap_or_default().split(' ').filter(|word| word.contains('.') && word.parse::<f64>().is_ok()).collect();
+    assert_eq!(times.len(), 3, "TERM, KILL, dead: {times:?}");
+    let dir = temp_dir();
+    let db = dir.path().join("x.db");
+    succeed(lockrun().arg("--db").arg(&db).args(["--", "true"]));
+    let check = run(lockrun().args(["check", "--db"]).arg(&db));
+    for time in times {
+        assert!(text(&check).contains(time), "{README}: {time} s is not in: {}", text(&check));
+    }
+}
+
+#[test]
+fn the_environment_in_the_readme_is_the_one_that_a_command_gets() {
+    let readme: BTreeSet<_> = readme_table("## The command's environment").iter().map(|row| row[0].trim_matches('`').to_string()).collect();
+    let dir = temp_dir();
+    let (outer, inner) = (dir.path().join("outer.db"), dir.path().join("inner.db"));
+    let mut nested = lockrun();
+    nested.arg("--db").arg(outer).args(["--", env!("CARGO_BIN_EXE_lockrun"), "--db"]).arg(inner).args(["--", "env"]);
+    let names = String::from_utf8(succeed(&mut nested).stdout).expect("UTF-8");
+    let names = names.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name.to_string());
+    assert_eq!(readme, names.filter(|name| name.starts_with("LOCKRUN_")).collect(), "left README, right env");
+}
+
+#[test]
+fn the_sql_in_the_readme_refuses_a_write_with_an_older_token() {
+    let blocks = readme_blocks();
+    let (_, update) = blocks.iter().find(|(language, _)| language == "sql").expect("an example in SQL");
+    let database = rusqlite::Connection::open_in_memory().expect("a database");
+    database
+        .execute_batch("CREATE TABLE report (id BIGINT, body TEXT, fence BIGINT); INSERT INTO report VALUES (1, 'old', 0)")
+        .expect("a table");
+    let write =
+        |token: i64| database.execute(update, rusqlite::named_params! {":id": 1, ":body": "new", ":token": token}).expect("valid SQL");
+    assert_eq!([write(7), write(7), write(8), write(7)], [1, 1, 1, 0], "rows changed");
+}
+
+#[test]
+fn the_readme_asks_for_the_rust_that_the_crate_asks_for() {
+    assert!(read(README).contains(concat!("(", env!("CARGO_PKG_RUST_VERSION"), " or later)")));
+}
+
 /// (language, content) of every fenced block.
 fn readme_blocks() -> Vec<(String, String)> {
     let readme = read(README);
