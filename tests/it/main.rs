@@ -1,6 +1,7 @@
 //! Drives the real lockrun as a user would. One binary, so that it links once.
 
 mod common;
+mod exit_codes;
 mod faults;
 mod interop;
 mod origin;
