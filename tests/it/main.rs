@@ -7,3 +7,4 @@ mod faults;
 mod interop;
 mod origin;
 mod scheduler;
+mod settings;
