@@ -1,5 +1,6 @@
 //! Drives the real lockrun as a user would. One binary, so that it links once.
 
+mod arguments;
 mod bad_input;
 mod common;
 mod exit_codes;
