@@ -6,6 +6,7 @@ mod common;
 mod exit_codes;
 mod faults;
 mod interop;
+mod many;
 mod origin;
 mod scheduler;
 mod settings;
