@@ -1,3 +1,12 @@
 //! Drives the real lockrun as a user would. One binary, so that it links once.
 
+mod arguments;
+mod bad_input;
 mod common;
+mod exit_codes;
+mod faults;
+mod interop;
+mod many;
+mod origin;
+mod scheduler;
+mod settings;
