@@ -2,6 +2,9 @@
 //! started lives on when the test ends, also when it fails. Must never sleep in place of an event: it waits for files,
 //! pipes, processes and locks.
 
+// One harness for many modules; which of it is used is theirs to say.
+#![allow(dead_code)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::process::CommandExt;
