@@ -71,7 +71,9 @@ fn freeze(scene: &Scene) -> Vec<String> {
     });
     let found = roster::alive(scene.dir());
     disk.thaw(scene);
-    assert_code(&holder.finish(), 76);
+    if found.is_empty() {
+        assert_code(&holder.finish(), 76);
+    }
     found.into_iter().map(|member| member.role).collect()
 }
 

@@ -144,8 +144,8 @@ fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
         let probe = probe();
         let dir = scene.dir().to_str().expect("UTF-8");
         // Only the witness stays open in the chains: a chain that is alive does not hold the next copy back, it shows as
-        // an overlap. Ten minutes: no chain ends by itself while the test looks.
-        let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "600", "ready"];
+        // an overlap. Longer than the test looks, and no longer: a test that is killed leaves them behind.
+        let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "90", "ready"];
         let mut command = patient(&scene, ["--"]);
         let holder = scene.start(command.args(bomb));
         scene.wait_for_file("ready");

@@ -15,6 +15,7 @@ use super::{assert_does_not_spin, assert_released, caught, find, probe, shell_wo
 use crate::common::{Scene, alive, comm, lockrun_binary, signal, state, wait_until};
 
 const PROMPT: &str = "ready> ";
+const PRESSES: usize = 20;
 
 /// The user's side of a terminal, and the session leader on its other side.
 struct Terminal {
@@ -143,17 +144,20 @@ fn t23_one_ctrl_c_reaches_each_process_once_and_from_the_kernel() {
     let mut terminal = Terminal::bash(&scene);
     terminal.line("$LR -- $PROBE sigcatch-pair caught child");
     wait_for_catcher(&scene.path("caught"));
-    terminal.type_in("\x03");
-    for file in ["caught", "child"] {
-        wait_for_signal(&scene.path(file), libc::SIGINT);
+    // Often: a second one that comes before the first is taken is one with it, and would not show.
+    for press in 1..=PRESSES {
+        terminal.type_in("\x03");
+        for file in ["caught", "child"] {
+            wait_until("INT", || times_caught(&scene.path(file), libc::SIGINT) >= press);
+        }
     }
     // What lockrun forwarded of it would come before this.
     signal(front(terminal.leader.id() as i32), nix::sys::signal::Signal::SIGUSR2);
     wait_for_signal(&scene.path("caught"), libc::SIGUSR2);
     let of = |file: &str, number: i32| kinds(&scene, file).into_iter().filter(|(signal, _)| *signal == number).collect::<Vec<_>>();
     // 128 is SI_KERNEL.
-    assert_eq!(of("caught", libc::SIGINT), [(libc::SIGINT, 128)]);
-    assert_eq!(of("child", libc::SIGINT), [(libc::SIGINT, 128)]);
+    assert_eq!(of("caught", libc::SIGINT), [(libc::SIGINT, 128); PRESSES]);
+    assert_eq!(of("child", libc::SIGINT), [(libc::SIGINT, 128); PRESSES]);
     assert_eq!(of("child", libc::SIGUSR2), []);
 }
 
@@ -163,12 +167,15 @@ fn t24_ctrl_backslash_reaches_the_command_once() {
     let mut terminal = Terminal::bash(&scene);
     terminal.line("$LR -- $PROBE sigcatch caught 12; echo code=$?");
     wait_for_catcher(&scene.path("caught"));
-    terminal.type_in("\x1c");
-    wait_for_signal(&scene.path("caught"), libc::SIGQUIT);
+    for press in 1..=PRESSES {
+        terminal.type_in("\x1c");
+        wait_until("QUIT", || times_caught(&scene.path("caught"), libc::SIGQUIT) >= press);
+    }
     signal(front(terminal.leader.id() as i32), nix::sys::signal::Signal::SIGUSR2);
     terminal.wait_for("code=0");
-    assert_eq!(kinds(&scene, "caught").first(), Some(&(libc::SIGQUIT, 128)));
-    assert_eq!(times_caught(&scene.path("caught"), libc::SIGQUIT), 1);
+    let mut expected = vec![(libc::SIGQUIT, 128); PRESSES];
+    expected.push((libc::SIGUSR2, 0));
+    assert_eq!(kinds(&scene, "caught"), expected);
 }
 
 #[test]

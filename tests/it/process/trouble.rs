@@ -57,7 +57,7 @@ fn t38_a_database_that_is_busy_for_less_than_the_lease_disturbs_nobody() {
 #[test]
 fn t39_sixty_four_busy_loops_cost_nobody_the_lease_and_delay_no_kill() {
     let scene = Scene::new();
-    let _hogs: Vec<_> = (0..64).map(|_| scene.start(scene.command(probe()).args(["hog", "120"]))).collect();
+    let _hogs: Vec<_> = (0..64).map(|_| scene.start(scene.command(probe()).args(["hog", "90"]))).collect();
     let finished = scene.run(&mut lockrun(&scene, ["--", "sh", "-c", "sleep 45; exit 3"]));
     assert_code(&finished, 3);
     for event in ["lost", "stopping", "killed"] {
