@@ -1,6 +1,6 @@
 //! What people are told: the machine's reports as log lines. Decides nothing.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::exit::Ended;
 use crate::lease::{Holder, Killed, LeaseName, Lost, Outcome, Report, Seconds, SpawnError, Stopping};
@@ -203,7 +203,7 @@ pub fn timestamp(unix_ms: i64) -> String {
     let time = u64::try_from(unix_ms).ok().and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
     // humantime panics past the year 9999.
     match time.filter(|_| unix_ms < 253_402_300_800_000) {
-        Some(time) => humantime::format_rfc3339_millis(SystemTime::from(time)).to_string(),
+        Some(time) => humantime::format_rfc3339_millis(time).to_string(),
         None => unix_ms.to_string(),
     }
 }

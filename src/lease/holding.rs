@@ -257,12 +257,10 @@ impl Holding {
         }
         // Another file lies at the database's path, but the kernel lock there is still ours: nobody else runs by it.
         let older = snapshot.token().is_none_or(|token| token <= self.record.token);
-        if snapshot.replaced && snapshot.lock == KernelLock::Ours && older {
-            if let Tree::Alive { .. } = self.tree {
-                out.report(Report::PutBack);
-                out.swap(now, snapshot.version, self.record.clone());
-                return;
-            }
+        if snapshot.replaced && snapshot.lock == KernelLock::Ours && older && self.tree != Tree::Empty {
+            out.report(Report::PutBack);
+            out.swap(now, snapshot.version, self.record.clone());
+            return;
         }
         let lost = match snapshot.record.and_then(|record| record.holder) {
             Some(holder) => Lost::TakenBy(holder),

@@ -46,7 +46,7 @@ pub struct Machine {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Phase {
-    Waiting(Waiting),
+    Waiting(Box<Waiting>),
     Holding(Box<Holding>),
     Over,
 }
@@ -99,7 +99,7 @@ impl Machine {
     /// Begins to wait at `now`; the first actions are there to be polled.
     pub fn new(settings: Settings, now: Now) -> Machine {
         let out = Outbox::new(settings.timing.attempt);
-        let mut machine = Machine { settings, tenure: Tenure(1), out, phase: Phase::Waiting(Waiting::new(now.at)) };
+        let mut machine = Machine { settings, tenure: Tenure(1), out, phase: Phase::Waiting(Box::new(Waiting::new(now.at))) };
         machine.look_at_the_clock(now);
         machine
     }
@@ -365,7 +365,7 @@ impl Machine {
                 self.out.push(Action::Unlock);
                 self.out.sent.clear();
                 self.tenure = Tenure(self.tenure.0 + 1);
-                self.phase = Phase::Waiting(Waiting::new(now.at));
+                self.phase = Phase::Waiting(Box::new(Waiting::new(now.at)));
                 self.look_at_the_clock(now);
             }
         }

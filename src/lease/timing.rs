@@ -151,7 +151,7 @@ impl fmt::Display for Seconds {
             0 => write!(f, "{millis}ms"),
             1..120 if millis.is_multiple_of(1000) => write!(f, "{seconds}s"),
             1..120 => write!(f, "{:.1}s", self.0.as_secs_f64()),
-            120..7200 if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+            120..7200 if seconds.is_multiple_of(60) => write!(f, "{}m", seconds / 60),
             120..7200 => write!(f, "{}m{}s", seconds / 60, seconds % 60),
             7200..172_800 => write!(f, "{}h{}m", seconds / 3600, seconds / 60 % 60),
             _ => write!(f, "{}d{}h", seconds / 86_400, seconds / 3600 % 24),

@@ -8,5 +8,6 @@ mod faults;
 mod interop;
 mod many;
 mod origin;
+mod process;
 mod scheduler;
 mod settings;

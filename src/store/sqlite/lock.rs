@@ -137,23 +137,26 @@ impl KernelLock {
     /// Returns when the lock was taken for us. Dropping it is safe: the thread that waits keeps waiting.
     pub async fn taken(&self) {
         let granted = self.inner.granted.notified();
-        {
-            let mut state = self.inner.state();
-            if state.held.is_some() || state.unsupported.is_some() {
-                drop(state);
-                return std::future::pending().await; // nothing will come from here: the caller looks again by time
-            }
-            if !state.waiting {
-                state.waiting = true;
-                let inner = Arc::clone(&self.inner);
-                // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
-                let spawned = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait());
-                if spawned.is_err() {
-                    state.waiting = false;
-                }
-            }
+        if self.waits() {
+            granted.await;
+        } else {
+            std::future::pending().await // nothing will come from here: the caller looks again by time
         }
-        granted.await;
+    }
+
+    /// A thread blocks on the lock for us; false: there is nothing to wait for.
+    fn waits(&self) -> bool {
+        let mut state = self.inner.state();
+        if state.held.is_some() || state.unsupported.is_some() {
+            return false;
+        }
+        if !state.waiting {
+            let inner = Arc::clone(&self.inner);
+            // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
+            let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait());
+            state.waiting = thread.is_ok();
+        }
+        state.waiting
     }
 
     pub fn take_fresh(&self) -> Option<OwnedFd> {

@@ -1,0 +1,179 @@
+//! The promise: no process that lockrun started is alive at the moment when another copy may start. Measured by the
+//! other copy itself: it waits for the lease, and the first thing it does is to look.
+
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+
+use super::trouble::lock_database;
+use super::{
+    DEAD_BY, assert_code, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy, pass_until, patient, probe, roster,
+    start_tree, times_caught, wait_for_catcher,
+};
+use crate::common::{Scene, alive, comm, signal, state, wait_until};
+
+#[test]
+fn t30_what_an_exited_command_left_behind_is_ended_before_the_lease_is_free() {
+    let scene = Scene::new();
+    let probe = probe();
+    let dir = scene.dir().to_str().expect("UTF-8");
+    // The tree waits for `go`, so that the next copy waits before the command exits.
+    let script = "until [ -e go ]; do sleep 0.05; done; exec \"$0\" \"$@\"";
+    let args = ["--", "sh", "-c", script, &probe, "witness", dir, &probe, "tree", dir, "5"];
+    let holder = scene.start(&mut patient(&scene, args));
+    holder.wait_for_stderr("acquired");
+    let next = next_copy(&scene, patient(&scene, [""; 0]));
+    std::fs::write(scene.path("go"), "").expect("go");
+    let holder = holder.finish();
+    assert_code(&holder, 5);
+    assert_eq!(roster::all(scene.dir()).len(), 8, "the tree stood");
+    assert_found_nobody(&scene, next);
+    assert!(holder.stderr.contains("left"), "it must be said: {}", holder.stderr);
+}
+
+#[test]
+fn t32_an_unreachable_store_means_term_then_kill_before_the_lease_runs_out() {
+    let scene = Scene::new();
+    let holder = scene.start(&mut lockrun(&scene, ["--", &probe(), "sigcatch-pair", "caught", "child"]));
+    wait_for_catcher(&scene.path("caught"));
+    let locked = lock_database(&scene);
+    let since = Instant::now();
+    wait_until("TERM", || times_caught(&scene.path("caught"), libc::SIGTERM) == 1);
+    pass_until(since + DEAD_BY);
+    let left: Vec<i32> = scene.processes().into_iter().filter(|pid| comm(*pid) == "probe").collect();
+    assert_eq!(left, Vec::<i32>::new(), "alive {:?} after the last renewal", since.elapsed());
+    drop(locked);
+    let holder = holder.finish();
+    assert_code(&holder, 76);
+    assert!(holder.stderr.contains("unreachable"), "it must be said: {}", holder.stderr);
+    assert_released_soon(&scene);
+}
+
+#[test]
+fn t32_a_record_that_is_gone_means_kill_at_once() {
+    let scene = Scene::new();
+    let holder = scene.start(&mut patient(&scene, ["--", &probe(), "sigcatch-pair", "caught", "child"]));
+    wait_for_catcher(&scene.path("caught"));
+    super::trouble::delete_records(&scene);
+    let holder = holder.finish();
+    assert_code(&holder, 76);
+    assert!(holder.stderr.contains("lost"), "it must be said: {}", holder.stderr);
+    let left: Vec<i32> = scene.processes().into_iter().filter(|pid| comm(*pid) == "probe").collect();
+    assert_eq!(left, Vec::<i32>::new());
+    for file in ["caught", "child"] {
+        assert_eq!(times_caught(&scene.path(file), libc::SIGTERM), 0, "somebody may be running: there is no time for TERM");
+    }
+}
+
+/// The lease runs out at the latest; a record that was not released does not keep others out for longer.
+fn assert_released_soon(scene: &Scene) {
+    assert_code(&scene.run(&mut lockrun(scene, ["--", "true"])), 0);
+}
+
+#[test]
+fn t33_a_killed_front_leaves_nobody_and_the_lease_is_free_without_waiting_for_its_end() {
+    let scene = Scene::new();
+    // Ten minutes of TTL: a next copy that waits for its end does not start within the test's patience.
+    let holder = start_tree(&scene, patient(&scene, [""; 0]));
+    let guard = holder.guard();
+    let next = next_copy(&scene, patient(&scene, [""; 0]));
+    holder.signal(Signal::SIGKILL);
+    assert_died_of(&holder.finish(), libc::SIGKILL);
+    assert_found_nobody(&scene, next);
+    wait_until("the end of the guard", || !alive(guard));
+}
+
+#[test]
+fn t33_a_front_that_dies_of_a_fault_leaves_nobody() {
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT] {
+        let scene = Scene::new();
+        let holder = start_tree(&scene, patient(&scene, [""; 0]));
+        let next = next_copy(&scene, patient(&scene, [""; 0]));
+        holder.signal(fault);
+        assert_ne!(holder.finish().code(), 0);
+        assert_found_nobody(&scene, next);
+    }
+}
+
+#[test]
+fn t34_a_stopped_front_keeps_nobody_alive_and_finds_its_lease_lost_when_it_wakes() {
+    let scene = Scene::new();
+    let mut holder = start_tree(&scene, lockrun(&scene, [""; 0]));
+    let next = next_copy(&scene, lockrun(&scene, [""; 0]));
+    holder.signal(Signal::SIGSTOP);
+    let since = Instant::now();
+    pass_until(since + DEAD_BY);
+    assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
+    // The next copy runs while the front is still stopped: the guard alone gave the lease back.
+    assert_found_nobody(&scene, next);
+    assert!(holder.is_running() && state(holder.pid()) == Some('T'));
+    holder.signal(Signal::SIGCONT);
+    let holder = holder.finish();
+    assert_code(&holder, 76);
+    assert!(holder.stderr.contains("lost"), "it must be said: {}", holder.stderr);
+}
+
+#[test]
+fn t35_a_killed_guard_leaves_nobody_and_lockrun_says_76_and_releases() {
+    let scene = Scene::new();
+    let holder = start_tree(&scene, patient(&scene, [""; 0]));
+    let next = next_copy(&scene, patient(&scene, [""; 0]));
+    signal(holder.guard(), Signal::SIGKILL);
+    assert_code(&holder.finish(), 76);
+    assert_found_nobody(&scene, next);
+    assert_released(&scene);
+}
+
+#[test]
+fn t35_a_stopped_guard_is_killed_by_its_own_timer_and_leaves_nobody() {
+    let scene = Scene::new();
+    let holder = start_tree(&scene, lockrun(&scene, [""; 0]));
+    let next = next_copy(&scene, lockrun(&scene, [""; 0]));
+    let guard = holder.guard();
+    signal(guard, Signal::SIGSTOP);
+    assert_code(&holder.finish(), 76);
+    assert!(!alive(guard), "the guard is alive");
+    assert_found_nobody(&scene, next);
+    assert_released(&scene);
+}
+
+#[test]
+fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
+    for round in 0..4 {
+        let scene = Scene::new();
+        let probe = probe();
+        let dir = scene.dir().to_str().expect("UTF-8");
+        // Only the witness stays open in the chains: a chain that is alive does not hold the next copy back, it shows as
+        // an overlap. Longer than the test looks, and no longer: a test that is killed leaves them behind.
+        let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "90", "ready"];
+        let mut command = patient(&scene, ["--"]);
+        let holder = scene.start(command.args(bomb));
+        scene.wait_for_file("ready");
+        let next = next_copy(&scene, patient(&scene, [""; 0]));
+        // Front, guard, and the lease itself in turn: all ways to the kill.
+        match round {
+            0 => holder.signal(Signal::SIGKILL),
+            1 => signal(holder.guard(), Signal::SIGKILL),
+            2 => super::trouble::delete_records(&scene),
+            _ => signal(scene.starts()[0].1, Signal::SIGKILL),
+        }
+        let next = next.finish();
+        assert_eq!(next.code(), 0, "round {round}: {}", next.stderr);
+        scene.assert_exclusion();
+        wait_until("the end of all", || scene.processes().is_empty());
+    }
+}
+
+#[test]
+fn t34_a_front_stopped_in_the_first_moment_of_its_command_leaves_nobody() {
+    for _ in 0..5 {
+        let scene = Scene::new();
+        let dir = scene.dir().to_str().expect("UTF-8");
+        let probe = probe();
+        let holder = scene.start(&mut lockrun(&scene, ["--", &probe, "witness", dir, "sleep", "600"]));
+        scene.wait_for_starts(1);
+        holder.signal(Signal::SIGSTOP);
+        pass_until(Instant::now() + DEAD_BY);
+        assert!(!alive(scene.starts()[0].1), "the deadline must reach the guard before the command starts");
+    }
+}
