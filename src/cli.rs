@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::Failure;
 use crate::exit;
@@ -43,13 +43,13 @@ pub struct StoreArgs {
     #[arg(long, global = true, value_name = "NAME")]
     pub name: Option<OsString>,
     /// How long a lease lasts without renewal [env: LOCKRUN_TTL] [default: 60s]
-    #[arg(long, global = true, value_name = "DUR")]
+    #[arg(long, global = true, value_name = "DUR", allow_hyphen_values = true)]
     pub ttl: Option<OsString>,
     /// How often it is renewed [env: LOCKRUN_HEARTBEAT] [default: ttl / 12]
-    #[arg(long, global = true, value_name = "DUR")]
+    #[arg(long, global = true, value_name = "DUR", allow_hyphen_values = true)]
     pub heartbeat: Option<OsString>,
     /// From the stop signal to SIGKILL when lockrun itself ends the command [env: LOCKRUN_GRACE] [default: ttl / 6, at most 10s]
-    #[arg(long, global = true, value_name = "DUR")]
+    #[arg(long, global = true, value_name = "DUR", allow_hyphen_values = true)]
     pub grace: Option<OsString>,
     /// Use an application's one-row lock table
     #[arg(long, global = true, value_name = "NAME", conflicts_with = "name")]
@@ -65,10 +65,10 @@ pub struct RunArgs {
     #[arg(short = 'n', long)]
     pub nonblock: bool,
     /// Wait at most this long; 0 is -n [env: LOCKRUN_WAIT]
-    #[arg(short = 'w', long, value_name = "DUR", conflicts_with = "nonblock")]
+    #[arg(short = 'w', long, value_name = "DUR", conflicts_with = "nonblock", allow_hyphen_values = true)]
     pub wait: Option<OsString>,
     /// Exit code when the lease was not acquired because it is held [default: 75]
-    #[arg(short = 'E', long, value_name = "N")]
+    #[arg(short = 'E', long, value_name = "N", allow_hyphen_values = true)]
     pub conflict_exit_code: Option<OsString>,
     /// After a lost lease: exit with 76, or go back to waiting [env: LOCKRUN_ON_LOST] [default: exit]
     #[arg(long, value_name = "exit|wait")]
@@ -80,7 +80,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "child|group")]
     pub signal_to: Option<SignalTo>,
     /// After a forwarded stop signal, SIGKILL [default: never]
-    #[arg(short = 'k', long, value_name = "DUR")]
+    #[arg(short = 'k', long, value_name = "DUR", allow_hyphen_values = true)]
     pub kill_after: Option<OsString>,
     /// Promise that only one tree with this id lives at a time: a new start of the same id takes over at once; only as PID 1
     /// [env: LOCKRUN_INSTANCE]
@@ -90,11 +90,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<OsString>,
     /// Say less [env: LOCKRUN_LOG=error|warn|info|debug] [default: info; with -n or -w warn]
-    #[arg(short = 'q', long, conflicts_with = "verbose")]
-    pub quiet: bool,
+    #[arg(short = 'q', long, conflicts_with = "verbose", action = ArgAction::Count)]
+    pub quiet: u8,
     /// Say more
-    #[arg(short = 'v', long)]
-    pub verbose: bool,
+    #[arg(short = 'v', long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 impl RunArgs {
@@ -110,8 +110,8 @@ impl RunArgs {
             (self.kill_after.is_some(), "--kill-after"),
             (self.instance.is_some(), "--instance"),
             (self.log_format.is_some(), "--log-format"),
-            (self.quiet, "--quiet"),
-            (self.verbose, "--verbose"),
+            (self.quiet > 0, "--quiet"),
+            (self.verbose > 0, "--verbose"),
         ];
         given.into_iter().find_map(|(given, option)| given.then_some(option))
     }

@@ -31,10 +31,12 @@ pub fn snapshot() -> Now {
     Now { at: now(), wall_ms: wall_ms(), random: random() }
 }
 
-/// From the kernel, which reseeds it when a virtual machine was cloned.
+/// From the kernel, which reseeds it when a virtual machine was cloned. Not by the crate of that name: in a static binary it
+/// falls back to a descriptor of /dev/urandom that it keeps, and the front closes what it did not open itself.
 pub fn random() -> u128 {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("getrandom(2) does not fail once the kernel is up");
+    let mut bytes = [0_u8; 16];
+    // SAFETY: the buffer is as long as said. Up to 256 bytes come whole (getrandom(2)), once the kernel is up.
+    while unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } != bytes.len() as isize {}
     u128::from_ne_bytes(bytes)
 }
 

@@ -244,8 +244,7 @@ fn log_level(args: &RunArgs, environment: &Environment, wait: Wait) -> Result<Le
     // tracing's order: an error is "less" than a warning.
     let order = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG];
     let at = order.iter().position(|candidate| *candidate == level).unwrap_or(2);
-    let at = if args.quiet { at.saturating_sub(1) } else { (at + usize::from(args.verbose)).min(3) };
-    Ok(order[at])
+    Ok(order[(at + usize::from(args.verbose)).saturating_sub(usize::from(args.quiet)).min(3)])
 }
 
 fn for_command(environment: Environment, me: &HolderId, outer: &[HolderId], name: &LeaseName) -> Vec<(OsString, OsString)> {

@@ -42,7 +42,7 @@ fn wants_colour() -> bool {
 
 /// For the one line of an error before anything was started, when there is no lease to name yet.
 pub fn say(line: &str) {
-    write_out(&format!("lockrun: {line}\n"));
+    write_out(&format!("lockrun: {}\n", one_line(line)));
 }
 
 /// Waits a moment for the lines to go out.

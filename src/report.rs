@@ -2,10 +2,12 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::exit::Ended;
-use crate::lease::{Holder, Killed, LeaseName, Lost, Outcome, Report, Seconds, SpawnError, Stopping};
+use tracing::Level;
 
-/// One event of the log: level, `event`, and what goes with it.
+use crate::exit::Ended;
+use crate::lease::{Holder, Killed, LeaseName, Lost, Outcome, Report, Seconds, SpawnError, Token};
+
+/// One event of the log.
 struct Line {
     event: &'static str,
     token: Option<i64>,
@@ -24,95 +26,92 @@ impl Line {
     }
 }
 
-macro_rules! log {
-    ($level:ident, $name:expr, $line:expr) => {{
-        let line = $line;
-        tracing::$level!(
-            event = line.event,
-            name = $name.as_str(),
-            token = line.token,
-            holder = line.holder,
-            reason = line.reason,
-            "{}",
-            line.msg
-        )
-    }};
+fn emit(name: &LeaseName, level: Level, line: Line) {
+    // tracing wants the level as a constant.
+    macro_rules! at {
+        ($level:ident) => {
+            tracing::$level!(
+                event = line.event,
+                name = name.as_str(),
+                token = line.token,
+                holder = line.holder,
+                reason = line.reason,
+                "{}",
+                line.msg
+            )
+        };
+    }
+    match level {
+        Level::ERROR => at!(error),
+        Level::WARN => at!(warn),
+        _ => at!(info),
+    }
 }
 
-pub fn tell(name: &LeaseName, report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) {
-    match report {
-        Report::Waiting { holder, acquired_ms, left, kernel_lock } => {
-            log!(info, name, waiting(holder.as_ref(), *acquired_ms, *left, *kernel_lock, lock_holders));
-        }
-        Report::Unreachable(error) => {
-            log!(warn, name, Line::new("unreachable", format!("cannot reach the store: {error}; trying again")).because(error))
-        }
-        Report::Recovered => log!(info, name, Line::new("recovered", "the store answers again")),
-        Report::Acquired { token, waited } => {
-            let line = Line::new("acquired", format!("acquired, token {token}, waited {}", Seconds(*waited)));
-            log!(info, name, Line { token: Some(token.0), ..line });
-        }
-        Report::TooLate => log!(warn, name, Line::new("released", "the grant came too late to start anything; giving it back")),
-        Report::LeftBehind(ended, pids) => log!(warn, name, left_behind(*ended, pids)),
-        Report::Stopping(Stopping::RunsOut { kill_in, error }) => log!(
-            warn,
-            name,
-            Line::new("stopping", format!("stopping: the lease runs out ({error}); the command has {}", Seconds(*kill_in))).because(error)
-        ),
-        Report::Stopping(Stopping::LeftBehind) => {} // said with what was left
-        Report::Killed(why) => log!(warn, name, killed(why)),
-        Report::Survivors(pids) => log!(
-            error,
-            name,
-            Line::new(
-                "killed",
-                format!(
-                    "{} of the command cannot be killed (another user's, or in an uninterruptible call); staying until they end",
-                    processes(pids)
-                )
-            )
-        ),
-        Report::GuardHangs => log!(error, name, Line::new("killed", "the guard does not answer; killing it and what it left")),
-        Report::PutBack => {
-            log!(warn, name, Line::new("recovered", "the database was replaced; nobody else runs, so the record is put back"));
-        }
-        Report::Lost(why) => log!(error, name, lost(why)),
-        Report::Released => log!(info, name, Line::new("released", "released")),
-        Report::ReleaseUnconfirmed { runs_out_in } => log!(
-            warn,
-            name,
-            Line::new("released", format!("the release could not be confirmed; the lease runs out in {}", Seconds(*runs_out_in)))
-        ),
+/// `token`: of the lease that is held.
+pub fn tell(name: &LeaseName, token: Option<Token>, report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) {
+    if let Some((level, line)) = line(report, lock_holders) {
+        emit(name, level, Line { token: line.token.or(token.map(|token| token.0)), ..line });
     }
+}
+
+fn line(report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) -> Option<(Level, Line)> {
+    Some(match report {
+        Report::Waiting { holder, acquired_ms, left, kernel_lock } => {
+            (Level::INFO, waiting(holder.as_ref(), *acquired_ms, *left, kernel_lock.then(lock_holders)))
+        }
+        Report::Unreachable(error) => (Level::WARN, Line::new("unreachable", format!("unreachable: {error}; trying again")).because(error)),
+        Report::Recovered => (Level::INFO, Line::new("recovered", "recovered: the store answers again")),
+        Report::Acquired { token, waited, holder } => {
+            let line = Line::new("acquired", format!("acquired, token {token}, waited {}", Seconds(*waited)));
+            (Level::INFO, Line { token: Some(token.0), holder: Some(holder.to_string()), ..line })
+        }
+        Report::TooLate => (Level::WARN, Line::new("released", "released: the grant came too late to start anything")),
+        Report::LeftBehind(ended, pids) => (Level::WARN, left_behind(*ended, pids)),
+        Report::Stopping { kill_in, error } => {
+            let msg = format!("stopping: the lease runs out ({error}); the command has {}", Seconds(*kill_in));
+            (Level::WARN, Line::new("stopping", msg).because(error))
+        }
+        Report::Killed(why) => (Level::WARN, killed(why)),
+        Report::Survivors(pids) => {
+            let why = "cannot be killed (another user's, or in an uninterruptible call); staying until they end";
+            (Level::ERROR, Line::new("killed", format!("killed: all but {} of the command, which {why}", processes(pids))))
+        }
+        Report::GuardHangs => (Level::ERROR, Line::new("killed", "killed: the guard does not answer; what it leaves is killed here")),
+        Report::PutBack => {
+            let msg = "recovered: the database was replaced; nobody else runs, so the record is put back";
+            (Level::WARN, Line::new("recovered", msg))
+        }
+        Report::Lost(why) => (Level::ERROR, lost(why)),
+        Report::Released => (Level::INFO, Line::new("released", "released")),
+        Report::ReleaseUnconfirmed { runs_out_in } => {
+            let msg = format!("not released: the store did not confirm it; the lease runs out in {}", Seconds(*runs_out_in));
+            (Level::WARN, Line::new("released", msg))
+        }
+    })
 }
 
 /// A line that is no report of the machine's.
 pub fn warn(name: &LeaseName, event: &'static str, msg: impl Into<String>) {
-    log!(warn, name, Line::new(event, msg));
+    emit(name, Level::WARN, Line::new(event, msg));
 }
 
-fn waiting(
-    holder: Option<&Holder>,
-    acquired_ms: Option<i64>,
-    left: Option<Duration>,
-    kernel_lock: bool,
-    lock_holders: impl FnOnce() -> Vec<i32>,
-) -> Line {
+fn waiting(holder: Option<&Holder>, acquired_ms: Option<i64>, left: Option<Duration>, blockers: Option<Vec<i32>>) -> Line {
+    let blocked = |pids: &[i32]| match pids {
+        [] => "somebody has the kernel lock: a copy that is about to start, or what an old holder left".to_string(),
+        pids => format!("{} still have the kernel lock: a copy that is about to start, or what an old holder left", processes(pids)),
+    };
     let Some(holder) = holder else {
-        let who = match processes(&lock_holders()) {
-            who if who.is_empty() => "a process".to_string(),
-            who => who,
-        };
-        let line = format!("waiting: the lease is free, but {who} of an old holder, or of one about to start, has the kernel lock");
-        return Line::new("waiting", line).because("kernel lock");
+        let line = Line::new("waiting", format!("waiting: free, but {}", blocked(&blockers.unwrap_or_default())));
+        return line.because("kernel lock");
     };
     let since = acquired_ms.map(|ms| format!(" since {}", timestamp(ms))).unwrap_or_default();
-    let until = match left {
-        Some(left) if !kernel_lock => format!(", for another {} unless renewed", Seconds(left)),
-        Some(_) | None => String::new(),
+    let line = match (left, blockers) {
+        (Some(Duration::ZERO), Some(pids)) => format!("waiting: the lease of {holder}{since} has run out, but {}", blocked(&pids)),
+        (Some(left), None) => format!("waiting: held by {holder}{since}, for another {} unless renewed", Seconds(left)),
+        (_, _) => format!("waiting: held by {holder}{since}"),
     };
-    let line = Line::new("waiting", format!("waiting: held by {holder}{since}{until}"));
-    Line { holder: Some(holder.id.to_string()), ..line }
+    Line { holder: Some(holder.id.to_string()), ..Line::new("waiting", line) }
 }
 
 fn left_behind(ended: Ended, pids: &[i32]) -> Line {
@@ -149,28 +148,26 @@ fn lost(why: &Lost) -> Line {
 
 /// The last line about a run that did not end as its command did.
 pub fn conclude(name: &LeaseName, outcome: &Outcome, waits: bool, command: &str) {
-    match outcome {
-        Outcome::Command(_) | Outcome::Lost | Outcome::Signal(_) => {}
-        Outcome::NotAcquired(holder, left) => log!(warn, name, not_acquired(holder.as_ref(), *left, waits)),
+    let (level, line) = match outcome {
+        Outcome::Command(_) | Outcome::Lost | Outcome::Signal(_) => return,
+        Outcome::NotAcquired(holder, left) => (Level::WARN, not_acquired(holder.as_ref(), *left, waits)),
         Outcome::Unreachable(error) => {
-            log!(
-                error,
-                name,
-                Line::new("unreachable", format!("cannot reach the store: {error}; leave out -n or -w to wait for it")).because(error)
-            );
+            let msg = format!("unreachable: {error}; leave out -n or -w to wait for it");
+            (Level::ERROR, Line::new("unreachable", msg).because(error))
         }
-        Outcome::Refused(error) => log!(error, name, Line::new("refused", error.clone()).because(error)),
+        Outcome::Refused(error) => (Level::ERROR, Line::new("refused", error).because(error)),
         Outcome::WouldWaitForItself => {
-            log!(error, name, Line::new("refused", "held by the lockrun around this one, which would wait for itself; use another --name"))
+            (Level::ERROR, Line::new("refused", "held by the lockrun around this one, which would wait for itself; use another --name"))
         }
-        Outcome::NotSpawned(error) => log!(error, name, Line::new("refused", not_spawned(*error, command))),
-    }
+        Outcome::NotSpawned(error) => (Level::ERROR, Line::new("refused", not_spawned(*error, command))),
+    };
+    emit(name, level, line);
 }
 
 fn not_acquired(holder: Option<&Holder>, left: Option<Duration>, waits: bool) -> Line {
     let by = match holder {
         Some(holder) => format!("held by {holder}"),
-        None => "processes of an old holder have the kernel lock, or another copy is about to start".to_string(),
+        None => "held by whoever has its kernel lock: a copy that is about to start, or what an old holder left".to_string(),
     };
     let left = left.map(|left| format!(" for another {} unless renewed", Seconds(left))).unwrap_or_default();
     let advice = if waits { "raise -w to wait longer" } else { "leave out -n to wait" };

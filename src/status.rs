@@ -9,7 +9,7 @@ use crate::clock;
 use crate::config::Target;
 use crate::error::Failure;
 use crate::exit;
-use crate::lease::{Evidence, LeaseName, Moment, Seconds, Snapshot, Token};
+use crate::lease::{Evidence, Finding, LeaseName, Moment, Seconds, Snapshot, Token};
 use crate::report::timestamp;
 use crate::store::sqlite::{self, Open, SqliteStore};
 use crate::store::{Store, StoreError};
@@ -148,7 +148,7 @@ pub async fn status(target: &Target, json: bool) -> Result<Answer, Failure> {
 fn nothing() -> Snapshot {
     let evidence = Evidence::Left(Duration::ZERO);
     let lock = crate::lease::KernelLock::None;
-    Snapshot { record: None, version: crate::lease::Version::Absent, evidence, lock, seen_at: None, replaced: false }
+    Snapshot { record: None, version: crate::lease::Version::Absent, evidence, lock, seen_at: None, finding: Finding::Plain }
 }
 
 #[derive(Serialize)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::clock::{self, Sleeper, StepWatch};
 use crate::guard::{FromGuard, Guard, ToGuard};
-use crate::lease::{Action, Event, GuardEvent, LeaseName, Machine, Outcome, Reply, Request};
+use crate::lease::{Action, Event, GuardEvent, LeaseName, Machine, Outcome, Reply, Report, Request, Token};
 use crate::signals::{self, Heard, Signals};
 use crate::store::{Store, StoreError};
 use crate::{logging, report};
@@ -26,6 +26,8 @@ pub struct Supervisor<'a, S: Store> {
     signals: Signals,
     stop_signal: i32,
     machine: Machine,
+    /// Of the lease that is held, for the log.
+    token: Option<Token>,
     sleeper: Sleeper,
     steps: StepWatch,
     /// The guard is dead: its work is done here.
@@ -45,7 +47,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
         stop_signal: i32,
     ) -> io::Result<Supervisor<'a, S>> {
         let (sleeper, steps) = (Sleeper::new()?, StepWatch::new()?);
-        Ok(Supervisor { store, name, guard, signals, stop_signal, machine, sleeper, steps, guard_dead: false, suspend: false })
+        Ok(Supervisor { store, name, guard, signals, stop_signal, machine, token: None, sleeper, steps, guard_dead: false, suspend: false })
     }
 
     pub async fn run(mut self) -> Outcome {
@@ -76,7 +78,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
                     Action::Kill(tenure) => self.guard.send(&ToGuard::Kill(tenure)),
                     Action::KillGuard => self.guard.kill(),
                     Action::Unlock => self.store.unlock(),
-                    Action::Report(report) => report::tell(self.name, &report, || self.store.lock_holders()),
+                    Action::Report(report) => self.tell(&report),
                     Action::Exit(outcome) => return outcome,
                 }
             }
@@ -102,6 +104,16 @@ impl<'a, S: Store> Supervisor<'a, S> {
                 () = self.steps.stepped() => Event::ClockStepped,
             };
             self.machine.handle(clock::snapshot(), event);
+        }
+    }
+
+    fn tell(&mut self, report: &Report) {
+        if let Report::Acquired { token, .. } = report {
+            self.token = Some(*token);
+        }
+        report::tell(self.name, self.token, report, || self.store.lock_holders());
+        if let Report::Released = report {
+            self.token = None;
         }
     }
 

@@ -46,7 +46,7 @@ fn same_instance(holder: &Holder, instance: Option<&str>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{HolderId, Record, Token, Version, WriteId};
+    use super::super::record::{Finding, HolderId, Record, Token, Version, WriteId};
     use super::*;
 
     fn at(seconds: u64) -> Moment {
@@ -66,7 +66,7 @@ mod tests {
             stopping: false,
         };
         let version = Version::At("w".into());
-        Snapshot { record: Some(record), version, evidence, lock, seen_at: None, replaced: false }
+        Snapshot { record: Some(record), version, evidence, lock, seen_at: None, finding: Finding::Plain }
     }
 
     fn verdict(snapshot: &Snapshot, now: u64) -> Verdict {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::record::{Holder, Record, Snapshot, Swap, Token, Version, WriteId};
+use super::record::{Holder, HolderId, Record, Snapshot, Swap, Token, Version, WriteId};
 use super::time::{Moment, Now};
 use crate::exit::Ended;
 
@@ -152,11 +152,16 @@ pub enum Report {
     Acquired {
         token: Token,
         waited: Duration,
+        holder: HolderId,
     },
     /// The reply to the claim came when nothing could be started any more.
     TooLate,
     LeftBehind(Ended, Vec<i32>),
-    Stopping(Stopping),
+    /// The lease runs out: the stop signal was sent.
+    Stopping {
+        kill_in: Duration,
+        error: String,
+    },
     Killed(Killed),
     Survivors(Vec<i32>),
     GuardHangs,
@@ -166,12 +171,6 @@ pub enum Report {
     ReleaseUnconfirmed {
         runs_out_in: Duration,
     },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Stopping {
-    RunsOut { kill_in: Duration, error: String },
-    LeftBehind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,9 +1,9 @@
 //! The machine while the record is ours: renew, end in time, release when nothing is left alive. The rules of KILL stand
 //! here, in `look_at_the_clock`. Must never let a reply put off a deadline.
 
-use super::event::{Action, GuardEvent, InFlight, Killed, Lost, Outbox, Outcome, Reply, Report, Scope, Stopping, Tenure};
+use super::event::{Action, GuardEvent, InFlight, Killed, Lost, Outbox, Outcome, Reply, Report, Scope, Tenure};
 use super::machine::{OnLost, Settings};
-use super::record::{KernelLock, Record, Snapshot, Swap, Version};
+use super::record::{Finding, KernelLock, Record, Snapshot, Swap, Version};
 use super::time::{Moment, Now};
 use crate::exit::Ended;
 use std::time::Duration;
@@ -25,6 +25,15 @@ enum Tree {
         spawned: bool,
     },
     Empty,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Claim {
+    Ours,
+    /// Taken from us, but the record still carries our name: no renewal, only the release.
+    ToRelease,
+    /// Another's, or gone: nothing to renew, nothing to release.
+    NotOurs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +59,7 @@ pub(super) struct Holding {
     guard_died: bool,
     lost: Option<Lost>,
     lost_said: bool,
-    /// The record is another's or gone: nothing to renew, nothing to release.
-    not_ours: bool,
+    claim: Claim,
     release_by: Option<Moment>,
     /// How it ends, if not as the command did; `None` inside: back to waiting.
     instead: Option<Option<Outcome>>,
@@ -77,7 +85,7 @@ impl Holding {
             guard_died: false,
             lost: None,
             lost_said: false,
-            not_ours: false,
+            claim: Claim::Ours,
             release_by: None,
             instead: None,
         }
@@ -99,7 +107,7 @@ impl Holding {
 
     pub fn deadline(&self, settings: &Settings, idle: bool) -> Option<Moment> {
         let timing = &settings.timing;
-        let request = (idle && !self.not_ours).then_some(self.next_at);
+        let request = (idle && self.may_write()).then_some(self.next_at);
         let tree = match (self.tree, self.killed_at) {
             (Tree::Empty, _) => self.release_by,
             (Tree::Alive { .. }, None) => {
@@ -115,7 +123,7 @@ impl Holding {
     pub fn look_at_the_clock(&mut self, now: Now, settings: &Settings, out: &mut Outbox) -> Next {
         match self.tree {
             Tree::Alive { .. } => self.enforce(now, settings, out),
-            Tree::Empty if self.not_ours => return self.finish(settings, out),
+            Tree::Empty if self.claim == Claim::NotOurs => return self.finish(settings, out),
             Tree::Empty => {
                 if self.release_by.is_some_and(|at| at <= now.at) {
                     let runs_out_in = (self.confirmed_at + self.record.ttl).since(now.at);
@@ -124,7 +132,7 @@ impl Holding {
                 }
             }
         }
-        if out.in_flight.is_none() && !self.not_ours && self.next_at <= now.at {
+        if out.in_flight.is_none() && self.may_write() && self.next_at <= now.at {
             if self.must_read {
                 out.read(now);
             } else {
@@ -164,7 +172,7 @@ impl Holding {
             self.lose(self.why_not_renewed());
             self.stop(now, Scope::Command, settings, out);
             let error = self.error.clone().unwrap_or_else(|| "not renewed in time".to_string());
-            out.report(Report::Stopping(Stopping::RunsOut { kill_in, error }));
+            out.report(Report::Stopping { kill_in, error });
         }
     }
 
@@ -193,9 +201,17 @@ impl Holding {
         self.lost.get_or_insert(lost);
     }
 
+    fn may_write(&self) -> bool {
+        match self.claim {
+            Claim::Ours => true,
+            Claim::ToRelease => self.tree == Tree::Empty,
+            Claim::NotOurs => false,
+        }
+    }
+
     /// Somebody may be running already: no grace.
-    fn lose_record(&mut self, now: Now, lost: Lost, out: &mut Outbox) {
-        self.not_ours = true;
+    fn lose_record(&mut self, now: Now, lost: Lost, claim: Claim, out: &mut Outbox) {
+        self.claim = claim;
         if let Tree::Alive { .. } = self.tree {
             self.lose(lost.clone());
             out.report(Report::Lost(lost));
@@ -233,14 +249,13 @@ impl Holding {
                     out.report(Report::Released);
                     return self.finish(settings, out);
                 }
-                self.recovered(out);
                 self.version = version;
                 let asked_at = record.asked_at;
                 self.record = record;
                 self.confirm(now, asked_at, settings, out);
             }
+            // An answer, but not yet to the question: reads may go on while no write does. Only a confirmed write is recovery.
             Reply::Snapshot(snapshot) => {
-                self.recovered(out);
                 self.must_read = false;
                 self.on_snapshot(now, snapshot, settings, out);
             }
@@ -253,26 +268,31 @@ impl Holding {
         if let Some(record) = snapshot.record.as_ref().filter(ours) {
             let asked_at = out.sent.get(&record.write).copied().unwrap_or(self.confirmed_at);
             self.version = snapshot.version;
+            if snapshot.finding == Finding::RowRemoved {
+                return self.lose_record(now, Lost::RecordGone, Claim::ToRelease, out);
+            }
             return self.confirm(now, asked_at, settings, out);
         }
         // Another file lies at the database's path, but the kernel lock there is still ours: nobody else runs by it.
         let older = snapshot.token().is_none_or(|token| token <= self.record.token);
-        if snapshot.replaced && snapshot.lock == KernelLock::Ours && older && self.tree != Tree::Empty {
+        let replaced = snapshot.finding == Finding::Replaced;
+        if replaced && snapshot.lock == KernelLock::Ours && older && self.tree != Tree::Empty {
             out.report(Report::PutBack);
             out.swap(now, snapshot.version, self.record.clone());
             return;
         }
         let lost = match snapshot.record.and_then(|record| record.holder) {
             Some(holder) => Lost::TakenBy(holder),
-            None if snapshot.replaced => Lost::Replaced,
+            None if replaced => Lost::Replaced,
             None => Lost::RecordGone,
         };
-        self.lose_record(now, lost, out);
+        self.lose_record(now, lost, Claim::NotOurs, out);
     }
 
     fn confirm(&mut self, now: Now, asked_at: Moment, settings: &Settings, out: &mut Outbox) {
         if asked_at > self.confirmed_at {
             self.confirmed_at = asked_at;
+            self.recovered(out);
             out.sent.retain(|_, sent_at| *sent_at >= asked_at);
             if let Tree::Alive { .. } = self.tree {
                 out.push(Action::Deadline(self.tenure, settings.timing.kill_at(asked_at)));
@@ -302,9 +322,6 @@ impl Holding {
                 self.ended = Some(ended);
                 if !left.is_empty() {
                     out.report(Report::LeftBehind(ended, left));
-                    if self.kill_by.is_none() {
-                        out.report(Report::Stopping(Stopping::LeftBehind));
-                    }
                     if self.killed_at.is_none() {
                         self.stop(now, Scope::Tree, settings, out);
                     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::claim::{self, Verdict};
 use super::event::{Action, Event, GuardEvent, InFlight, Outbox, Outcome, Reply, Report, Tenure};
 use super::holding::{Holding, Next};
-use super::record::{Holder, HolderId, KernelLock, Record, Snapshot, Swap, Token, Version};
+use super::record::{Evidence, Finding, Holder, HolderId, KernelLock, Record, Snapshot, Swap, Token, Version};
 use super::time::{Moment, Now};
 use super::timing::Timing;
 
@@ -91,6 +91,14 @@ impl Waiting {
             said: None,
             say_at: None,
             say_step: 0,
+        }
+    }
+
+    /// Reads may go on while no write does: only a verdict that needs no write, or a claim that landed, is recovery.
+    fn recovered(&mut self, out: &mut Outbox) {
+        self.failures = 0;
+        if self.error.take().is_some() {
+            out.report(Report::Recovered);
         }
     }
 }
@@ -208,10 +216,6 @@ impl Machine {
 
     fn on_waiters_snapshot(&mut self, now: Now, snapshot: Snapshot) {
         let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
-        waiting.failures = 0;
-        if waiting.error.take().is_some() {
-            self.out.report(Report::Recovered);
-        }
         if let Some(outcome) = waiting.leave.clone() {
             return self.leave_now(outcome);
         }
@@ -228,7 +232,7 @@ impl Machine {
         if let Some(record) = snapshot.record.as_ref().filter(|record| record.holder.as_ref().is_some_and(|h| h.id == self.settings.me.id))
         {
             // A claim of ours that was given up as unknown has landed.
-            let asked_at = self.out.sent.get(&record.write).copied();
+            let asked_at = self.out.sent.get(&record.write).copied().filter(|_| snapshot.finding == Finding::Plain);
             return self.granted(now, record.clone(), snapshot.version, asked_at);
         }
         if snapshot.holder().is_some_and(|holder| self.settings.outer.contains(&holder.id)) {
@@ -257,11 +261,15 @@ impl Machine {
     }
 
     fn wait_on(&mut self, now: Now, snapshot: Snapshot, look_again_at: Option<Moment>) {
-        let left = look_again_at.map(|at| at.since(now.at));
+        let left = match snapshot.evidence {
+            Evidence::Left(left) if snapshot.holder().is_some() => Some(left),
+            _ => look_again_at.map(|at| at.since(now.at)),
+        };
         if self.settings.wait == Wait::No {
             return self.leave_now(Outcome::NotAcquired(snapshot.holder().cloned(), left));
         }
         let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
+        waiting.recovered(&mut self.out);
         waiting.held_by = snapshot.holder().cloned();
         let about = (snapshot.holder().map(|holder| holder.id.clone()), snapshot.lock);
         let news = waiting.said.as_ref() != Some(&about);
@@ -299,6 +307,7 @@ impl Machine {
     fn granted(&mut self, now: Now, record: Record, version: Version, asked_at: Option<Moment>) {
         let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
         let waited = now.at.since(waiting.since);
+        waiting.recovered(&mut self.out);
         let leave = waiting.leave.take();
         let token = record.token;
         let timing = &self.settings.timing;
@@ -312,7 +321,7 @@ impl Machine {
             }
             (None, Some(asked_at)) => {
                 holding.renew_at(timing.renew_at(asked_at));
-                self.out.report(Report::Acquired { token, waited });
+                self.out.report(Report::Acquired { token, waited, holder: self.settings.me.id.clone() });
                 self.out.push(Action::Deadline(self.tenure, timing.kill_at(asked_at)));
                 self.out.push(Action::Spawn(self.tenure, token));
             }

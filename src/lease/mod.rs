@@ -16,8 +16,8 @@ pub mod record;
 pub mod time;
 pub mod timing;
 
-pub use event::{Action, Event, GuardEvent, Killed, Lost, Outcome, Reply, Report, Request, Scope, SpawnError, Stopping, Tenure};
+pub use event::{Action, Event, GuardEvent, Killed, Lost, Outcome, Reply, Report, Request, Scope, SpawnError, Tenure};
 pub use machine::{Machine, OnLost, Settings, Wait};
-pub use record::{Evidence, Holder, HolderId, KernelLock, LeaseName, Record, Snapshot, Swap, Token, Version, WriteId};
+pub use record::{Evidence, Finding, Holder, HolderId, KernelLock, LeaseName, Record, Snapshot, Swap, Token, Version, WriteId};
 pub use time::{Moment, Now};
 pub use timing::{Asked, Clocks, Seconds, Timing, TimingError};

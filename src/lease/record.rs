@@ -137,6 +137,16 @@ pub enum KernelLock {
     Others,
 }
 
+/// What happened to the record from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Finding {
+    Plain,
+    /// The database is not the one of our last swap.
+    Replaced,
+    /// The application removed its row of a record that still says held.
+    RowRemoved,
+}
+
 /// What one read showed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
@@ -146,8 +156,7 @@ pub struct Snapshot {
     pub lock: KernelLock,
     /// The same version was seen by a process of this boot at this instant already.
     pub seen_at: Option<Moment>,
-    /// The database is not the one of the last swap, though the kernel lock at its path is still ours.
-    pub replaced: bool,
+    pub finding: Finding,
 }
 
 impl Snapshot {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::{Store, StoreError};
-use crate::lease::{Evidence, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
+use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
 
 #[derive(Clone, Default)]
 pub struct MemoryStore {
@@ -31,7 +31,7 @@ impl MemoryStore {
             Some(_) => Evidence::NoClock,
             None => Evidence::Left(Duration::ZERO),
         };
-        Snapshot { record, version, evidence, lock: KernelLock::None, seen_at: None, replaced: false }
+        Snapshot { record, version, evidence, lock: KernelLock::None, seen_at: None, finding: Finding::Plain }
     }
 
     /// `swap` without waiting, for a simulation.

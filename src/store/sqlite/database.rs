@@ -97,7 +97,14 @@ pub enum Open {
 }
 
 impl Database {
-    pub fn open(path: &Path, mode: Open, patience: Arc<AtomicU64>, now: fn() -> Moment) -> Result<Database, StoreError> {
+    /// With `table`, that one must be there already.
+    pub fn open(
+        path: &Path,
+        mode: Open,
+        table: Option<&AppTable>,
+        patience: Arc<AtomicU64>,
+        now: fn() -> Moment,
+    ) -> Result<Database, StoreError> {
         let flags = match mode {
             Open::Create => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
             Open::Existing => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -117,6 +124,9 @@ impl Database {
         let log_pages = Arc::new(AtomicI32::new(0));
         let mut database = Database { connection, path: path.to_path_buf(), inode: (0, 0), patience, log_pages, wal: false, durable: None };
         database.connection.busy_handler(Some(busy)).map_err(error)?;
+        if let Some(table) = table {
+            table.check(&database.connection).map_err(error)?.map_err(StoreError::Refused)?;
+        }
         database.prepare(mode, now)?;
         database.inode = inode(path).filter(|after| before.is_none_or(|before| before == *after)).ok_or_else(moved)?;
         Ok(database)
@@ -199,10 +209,6 @@ impl Database {
     /// The file at the path is the one that is open here. A write-ahead log hides a deleted or replaced one.
     pub fn is_in_place(&self) -> bool {
         inode(&self.path) == Some(self.inode)
-    }
-
-    pub fn check_app_table(&self, table: &AppTable) -> Result<(), StoreError> {
-        table.check(&self.connection).map_err(error)?.map_err(StoreError::Refused)
     }
 
     pub fn row(&self, name: &LeaseName) -> Result<Option<LeaseRow>, StoreError> {

@@ -75,6 +75,14 @@ struct Held {
     side: Identity,
 }
 
+/// What a waiter has to expect of the lock.
+enum Ahead {
+    Granted,
+    Waiting,
+    /// Held already, or no use: the caller looks again by time.
+    Nothing,
+}
+
 pub fn side_file(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push("-lockrun");
@@ -137,18 +145,20 @@ impl KernelLock {
     /// Returns when the lock was taken for us. Dropping it is safe: the thread that waits keeps waiting.
     pub async fn taken(&self) {
         let granted = self.inner.granted.notified();
-        if self.waits() {
-            granted.await;
-        } else {
-            std::future::pending().await // nothing will come from here: the caller looks again by time
+        match self.wait_for_it() {
+            Ahead::Granted => {}
+            Ahead::Waiting => granted.await,
+            Ahead::Nothing => std::future::pending().await,
         }
     }
 
-    /// A thread blocks on the lock for us; false: there is nothing to wait for.
-    fn waits(&self) -> bool {
+    fn wait_for_it(&self) -> Ahead {
         let mut state = self.inner.state();
+        if state.held.is_some() && state.fresh {
+            return Ahead::Granted; // since the last look
+        }
         if state.held.is_some() || state.unsupported.is_some() {
-            return false;
+            return Ahead::Nothing;
         }
         if !state.waiting {
             let inner = Arc::clone(&self.inner);
@@ -156,7 +166,7 @@ impl KernelLock {
             let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait());
             state.waiting = thread.is_ok();
         }
-        state.waiting
+        if state.waiting { Ahead::Waiting } else { Ahead::Nothing }
     }
 
     pub fn take_fresh(&self) -> Option<OwnedFd> {

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::{Store, StoreError};
 use crate::lease::claim::KILL_TIME;
-use crate::lease::{Evidence, HolderId, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Timing, Token, Version, WriteId};
+use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Timing, Token, Version, WriteId};
 use app_table::{AppRow, AppTable};
 use boot::Boot;
 pub use database::Open;
@@ -204,11 +204,8 @@ impl Worker {
         if self.database.take().is_some() && self.has_written {
             self.replaced = true;
         }
-        let database = Database::open(&self.settings.path, self.settings.open, Arc::clone(&self.patience), self.settings.now)?;
-        if let Some(table) = &self.app_table {
-            database.check_app_table(table)?;
-        }
-        self.database = Some(database);
+        let Settings { path, open, now, .. } = &self.settings;
+        self.database = Some(Database::open(path, *open, self.app_table.as_ref(), Arc::clone(&self.patience), *now)?);
         Ok(())
     }
 
@@ -230,12 +227,13 @@ impl Worker {
         };
         let mut evidence = row.as_ref().map_or(Evidence::NoClock, |row| evidence(row, self.boot.as_ref(), standing.as_ref(), now));
         let mut record = row.as_ref().map(|row| row.record.clone());
+        // Whoever removes the row of an application's table means it; it is not put back.
+        let mut finding = if self.replaced && self.app_table.is_none() { Finding::Replaced } else { Finding::Plain };
         match (app_row, &row) {
             (None, _) | (Some(None), None) => {}
-            // The row of a lockrun that holds was removed by the application: it is lost for that one, and its tree may live.
-            (Some(None), Some(_)) => {
-                if let Some(holder) = record.as_mut().and_then(|record| record.holder.as_mut()) {
-                    holder.id = HolderId::new(format!("removed {}", holder.id));
+            (Some(None), Some(row)) => {
+                if row.record.holder.is_some() {
+                    finding = Finding::RowRemoved;
                 }
             }
             (Some(Some(app_row)), Some(row)) if row.owns(&app_row) => {}
@@ -244,9 +242,7 @@ impl Worker {
                 record = Some(foreign_record(&app_row, row.as_ref().map(|row| row.record.token), self.settings.timing.ttl));
             }
         }
-        // Whoever removes the row of an application's table means it.
-        let replaced = self.replaced && self.app_table.is_none();
-        Snapshot { record, version, evidence, lock, seen_at: None, replaced }
+        Snapshot { record, version, evidence, lock, seen_at: None, finding }
     }
 
     /// An application beats by the wall clock. If that was set since this process started, its row must also be seen to stand.

@@ -78,6 +78,9 @@ pub fn look(path: &Path, allow_fs: bool) -> Result<Place, String> {
             return Err(format!("it has {} hard links, and under each name a lock of its own; keep one (or --allow-fs)", metadata.nlink()));
         }
         writable(&path, "it")?;
+        if !looks_like_sqlite(&path, metadata.len()) {
+            return Err("it is not a SQLite database; name another file".to_string());
+        }
     }
     writable(folder, "its folder")?;
     let number = nix::sys::statfs::statfs(folder).map_err(|errno| errno.desc().to_string())?.filesystem_type().0;
@@ -139,6 +142,15 @@ fn resolve(path: &Path) -> Result<PathBuf, String> {
         _ => format!("folder {}: {error}", folder.display()),
     })?;
     Ok(folder.join(name))
+}
+
+/// SQLite itself takes a file shorter than a page for an empty database, and would write over it.
+fn looks_like_sqlite(path: &Path, length: u64) -> bool {
+    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+    let mut head = [0; 16];
+    let read = fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+    // All zeros: being made by another copy in this moment.
+    length == 0 || (read.is_ok() && (head == *MAGIC || head == [0; 16]))
 }
 
 fn writable(path: &Path, what: &str) -> Result<(), String> {

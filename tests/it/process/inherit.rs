@@ -71,8 +71,10 @@ fn t16_sigpipe_is_default_in_the_command_unless_the_caller_ignored_it() {
     let scene = Scene::new();
     let words = lockrun_words(&scene);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // Compared, because the test's own way to start programs (posix_spawn(3)) may leave 32 and 33 ignored.
     let plain = report_of(&scene, &words, &[]);
-    assert_eq!(masks(&plain), ("0000000000000000", "0000000000000000"));
+    assert_eq!(masks(&plain), masks(&report_of(&scene, &[], &[])));
+    assert_eq!(u64::from_str_radix(masks(&plain).0, 16).expect("hexadecimal") & (1 << 12), 0, "SIGPIPE is not ignored");
     let script = format!("trap '' PIPE; exec {} -- '{}'", shell_words(&scene, "600s"), probe());
     let ignored = scene.run(program(&scene, "sh").args(["-c", &script]));
     assert_eq!(masks(&parse(&ignored.stdout)).0, "0000000000001000");
