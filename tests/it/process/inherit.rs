@@ -77,7 +77,8 @@ fn t16_sigpipe_is_default_in_the_command_unless_the_caller_ignored_it() {
     assert_eq!(u64::from_str_radix(masks(&plain).0, 16).expect("hexadecimal") & (1 << 12), 0, "SIGPIPE is not ignored");
     let script = format!("trap '' PIPE; exec {} -- '{}'", shell_words(&scene, "600s"), probe());
     let ignored = scene.run(program(&scene, "sh").args(["-c", &script]));
-    assert_eq!(masks(&parse(&ignored.stdout)).0, "0000000000001000");
+    let ignored = u64::from_str_radix(masks(&parse(&ignored.stdout)).0, 16).expect("hexadecimal");
+    assert_eq!(ignored & !(3 << 31), 1 << 12, "32 and 33 as above");
     let quiet = scene.run(&mut patient(&scene, ["-q", "--", "sh", "-c", "yes | head -1"]));
     assert_eq!((quiet.code(), quiet.stdout.as_str(), quiet.stderr.as_str()), (0, "y\n", ""));
 }
