@@ -90,10 +90,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<OsString>,
     /// Say less [env: LOCKRUN_LOG=error|warn|info|debug] [default: info; with -n or -w warn]
-    #[arg(short = 'q', long, conflicts_with = "verbose", action = ArgAction::Count)]
+    #[arg(short = 'q', conflicts_with = "verbose", action = ArgAction::Count)]
     pub quiet: u8,
     /// Say more
-    #[arg(short = 'v', long, action = ArgAction::Count)]
+    #[arg(short = 'v', action = ArgAction::Count)]
     pub verbose: u8,
 }
 
@@ -110,8 +110,8 @@ impl RunArgs {
             (self.kill_after.is_some(), "--kill-after"),
             (self.instance.is_some(), "--instance"),
             (self.log_format.is_some(), "--log-format"),
-            (self.quiet > 0, "--quiet"),
-            (self.verbose > 0, "--verbose"),
+            (self.quiet > 0, "-q"),
+            (self.verbose > 0, "-v"),
         ];
         given.into_iter().find_map(|(given, option)| given.then_some(option))
     }

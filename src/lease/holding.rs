@@ -321,7 +321,9 @@ impl Holding {
             GuardEvent::Exited(tenure, ended, left) if tenure == self.tenure => {
                 self.ended = Some(ended);
                 if !left.is_empty() {
-                    out.report(Report::LeftBehind(ended, left));
+                    if self.lost.is_none() {
+                        out.report(Report::LeftBehind(ended, left));
+                    }
                     if self.killed_at.is_none() {
                         self.stop(now, Scope::Tree, settings, out);
                     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::app_table::{AppRow, AppTable};
@@ -44,6 +45,9 @@ const TABLES: &str = "
     INSERT OR IGNORE INTO lockrun_meta (key, value) VALUES ('schema', 1);";
 const COLUMNS: &str = "name, write_id, token, holder, instance, hostname, pid, command, ttl_ms, acquired_ms, renewed_ms, boot_id, \
                        asked_boot_ns, side, stopping, app_pid, app_created_at";
+/// Room for the write-ahead log, reserved at a claim: at CHECKPOINT_PAGES it is copied back and overwritten from its
+/// start, so heartbeats need no new block on a disk that has become full.
+const LOG_RESERVE: i64 = 2 << 20;
 /// Pages in the write-ahead log from which it is copied back, after a reply and never before one.
 const CHECKPOINT_PAGES: i32 = 256;
 
@@ -82,6 +86,7 @@ pub struct Database {
     patience: Arc<AtomicU64>,
     log_pages: Arc<AtomicI32>,
     wal: bool,
+    reserved: bool,
     /// The token whose claim is on the disk for sure.
     durable: Option<Token>,
 }
@@ -111,6 +116,8 @@ impl Database {
         };
         let before = inode(path);
         let connection = Connection::open_with_flags(path, flags).map_err(error)?;
+        // The last one to close would copy the log back and delete it, at the end of a command that is waited for.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(error)?;
         let until = Arc::clone(&patience);
         // SQLite's own handler sleeps longer and longer, so that late-comers win. This one stays short and uneven.
         let busy = move |tries: i32| {
@@ -122,7 +129,16 @@ impl Database {
             go_on
         };
         let log_pages = Arc::new(AtomicI32::new(0));
-        let mut database = Database { connection, path: path.to_path_buf(), inode: (0, 0), patience, log_pages, wal: false, durable: None };
+        let mut database = Database {
+            connection,
+            path: path.to_path_buf(),
+            inode: (0, 0),
+            patience,
+            log_pages,
+            wal: false,
+            reserved: false,
+            durable: None,
+        };
         database.connection.busy_handler(Some(busy)).map_err(error)?;
         if let Some(table) = table {
             table.check(&database.connection).map_err(error)?.map_err(StoreError::Refused)?;
@@ -293,10 +309,25 @@ impl Database {
         Ok(Swap::Done(version(Some(&written), table.map(|_| new_row.as_ref()))))
     }
 
-    /// After a reply: copies a long write-ahead log back, without making anybody wait.
-    pub fn tidy(&self) {
+    /// After a reply: reserves room for the write-ahead log, and copies a long one back, without making anybody wait.
+    pub fn tidy(&mut self) {
+        if self.wal && self.durable.is_some() && !self.reserved {
+            self.reserved = true;
+            self.reserve_log();
+        }
         if self.log_pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES {
             let _ = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
+    }
+
+    /// Where it cannot be done the log grows as it needs. SQLite locks nothing in this file, so opening it does no harm.
+    fn reserve_log(&self) {
+        use std::os::fd::AsRawFd;
+        let mut name = self.path.as_os_str().to_owned();
+        name.push("-wal");
+        if let Ok(log) = fs::OpenOptions::new().write(true).open(name) {
+            // SAFETY: no pointers.
+            unsafe { libc::fallocate(log.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, LOG_RESERVE) };
         }
     }
 }

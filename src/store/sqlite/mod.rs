@@ -92,7 +92,7 @@ impl SqliteStore {
             let _ = thread.spawn(move || {
                 for job in receiver {
                     job(&mut worker);
-                    if let Some(database) = &worker.database {
+                    if let Some(database) = &mut worker.database {
                         database.tidy();
                     }
                 }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use rusqlite::{Connection, params};
 
+use super::keeper::Keeper;
 use super::{
     DEAD_BY, TTL, assert_code, assert_found_nobody, caught, lockrun, next_copy, outlive_the_lease, pass_until, patient, probe, program,
     roster, start_tree, timed, wait_for_catcher,
 };
-use crate::common::Scene;
+use crate::common::{Scene, wait_until};
 
 /// Nobody else writes in the scene's database for as long as the connection lives.
 pub fn lock_database(scene: &Scene) -> Connection {
@@ -55,10 +56,10 @@ fn t38_a_database_that_is_busy_for_less_than_the_lease_disturbs_nobody() {
 }
 
 #[test]
-fn t39_sixty_four_busy_loops_cost_nobody_the_lease_and_delay_no_kill() {
+fn t39_alone_sixty_four_busy_loops_cost_nobody_the_lease_and_delay_no_kill() {
     let scene = Scene::new();
-    let _hogs: Vec<_> = (0..64).map(|_| scene.start(scene.command(probe()).args(["hog", "90"]))).collect();
-    let finished = scene.run(&mut lockrun(&scene, ["--", "sh", "-c", "sleep 45; exit 3"]));
+    let _hogs: Vec<_> = (0..64).map(|_| scene.start(scene.command(probe()).args(["hog", "120"]))).collect();
+    let finished = scene.run(&mut lockrun(&scene, ["--", "sh", "-c", "sleep 60; exit 3"]));
     assert_code(&finished, 3);
     for event in ["lost", "stopping", "killed"] {
         assert!(!finished.stderr.contains(event), "{}", finished.stderr);
@@ -70,6 +71,30 @@ fn t39_sixty_four_busy_loops_cost_nobody_the_lease_and_delay_no_kill() {
     pass_until(since + DEAD_BY);
     assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
     assert_found_nobody(&scene, next);
+}
+
+#[test]
+fn a_disk_that_fills_under_a_holder_costs_it_nothing() {
+    let scene = Scene::new();
+    let folder = scene.path("disk");
+    std::fs::create_dir(&folder).expect("a folder");
+    let _disk = Keeper::mount(&scene, &["-t", "tmpfs", "-o", "size=8m", "tmpfs"], &folder);
+    let db = folder.join("x.db");
+    let mut command = scene.bare_lockrun(["--ttl", "3s", "--heartbeat", "20ms", "--grace", "100ms", "--db"]);
+    let mut holder = scene.start(command.arg(&db).args(["--", "sh", "-c", "echo >started; sleep 1000"]));
+    scene.wait_for_file("started");
+    let renewed_ms = || -> i64 {
+        let connection = Connection::open(&db).expect("the database");
+        connection.query_row("SELECT renewed_ms FROM lockrun_lease", [], |row| row.get(0)).expect("a record")
+    };
+    let before = renewed_ms();
+    wait_until("a renewal", || renewed_ms() > before);
+    let filled = std::fs::write(folder.join("fill"), vec![0; 16 << 20]);
+    assert_eq!(filled.map_err(|error| error.kind()), Err(std::io::ErrorKind::StorageFull));
+    // Long past the TTL, and past the length at which the write-ahead log is copied back.
+    let full = renewed_ms();
+    wait_until("renewals on a full disk", || renewed_ms() > full + 9000 || !holder.is_running());
+    assert!(holder.is_running() && !holder.stderr().contains("unreachable"), "{}", holder.stderr());
 }
 
 /// Steps the wall clock of one program: the machine's own is not the test's to set. What the steps cannot show is the
