@@ -63,7 +63,8 @@ impl<'a> Docker<'a> {
         }
         let lines = "FROM scratch\nCOPY busybox lockrun probe /bin/\nENV PATH=/bin\nENTRYPOINT [\"/bin/lockrun\"]\n";
         fs::write(context.join("Dockerfile"), lines).expect("the Dockerfile");
-        told(&["build", "-q", "-t", &docker.name, context.to_str().expect("UTF-8")]);
+        // No cache: another test's `docker rmi` would take the shared layers away in the middle of this build.
+        told(&["build", "-q", "--no-cache", "--force-rm", "-t", &docker.name, context.to_str().expect("UTF-8")]);
         docker
     }
 
