@@ -376,3 +376,14 @@ fn survivors_are_named_and_the_lease_is_kept_for_them() {
     run.silence_until(70.0);
     assert!(run.machine.is_holding());
 }
+
+#[test]
+fn a_guard_that_dies_while_a_late_grant_is_given_back_ends_the_run() {
+    let mut run = claiming(settings());
+    run.done(0.1);
+    run.guard(0.2, GuardEvent::Over(T1));
+    run.guard(0.3, GuardEvent::Died);
+    let actions = run.done(0.4);
+    assert_eq!(reports(&actions), [&Report::Released, &Report::Lost(Lost::GuardDied)]);
+    assert_eq!(outcome(&actions), Some(&Outcome::Lost), "with no guard a new claim would hold the lease and start nothing");
+}
