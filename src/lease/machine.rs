@@ -338,7 +338,10 @@ impl Machine {
         if self.settings.wait == Wait::No && now.at >= waiting.since + REACHABLE_WITHIN {
             return self.leave_now(Outcome::Unreachable(error));
         }
-        waiting.again_at = Some(now.at + self.settings.timing.pause(waiting.failures, now.random));
+        let again_at = now.at + self.settings.timing.pause(waiting.failures, now.random);
+        waiting.again_at = Some(again_at);
+        // What is to be said needs a read too, and must not go around the pause.
+        waiting.say_at = waiting.say_at.map(|say_at| say_at.max(again_at));
         waiting.failures += 1;
         if waiting.error.replace(error.clone()).is_none() {
             self.out.report(Report::Unreachable(error));

@@ -244,3 +244,21 @@ fn waiting_is_said_when_the_holder_changes_and_rarely_else() {
     }
     assert_eq!(said, [0, 10, 70, 670, 4270, 5000, 5010, 5070, 5670]);
 }
+
+#[test]
+fn a_waiter_whose_store_answers_with_errors_pauses_between_its_tries() {
+    let mut run = Run::new(settings());
+    run.shows(0.0, seen(&record(Some("other"), 5), 40.0));
+    let mut tries = 0;
+    while let Some(next) = run.machine.deadline().filter(|next| *next < at(20.0)) {
+        run.events += 1;
+        run.machine.handle(Now { at: next, ..now(0.0, run.events) }, Event::Tick);
+        while reads(&run.actions()) > 0 {
+            tries += 1;
+            assert!(tries < 100, "at {next:?} without a pause");
+            let error = Event::Reply { request: run.request, reply: unknown() };
+            run.machine.handle(Now { at: next, ..now(0.0, run.events) }, error);
+        }
+    }
+    assert!(tries > 10);
+}
