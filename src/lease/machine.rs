@@ -54,6 +54,8 @@ enum Phase {
 /// `-n` does not wait for a holder, but a store that is busy for a moment is not "unreachable".
 const REACHABLE_WITHIN: Duration = Duration::from_millis(2500);
 
+const NO_ANSWER: &str = "no answer in time";
+
 /// When a waiter speaks again while nothing changes.
 const SAY_AGAIN: [Duration; 4] = [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
 
@@ -169,7 +171,7 @@ impl Machine {
 
     fn look_at_the_clock(&mut self, now: Now) {
         if let Some(in_flight) = self.out.in_flight.take_if(|in_flight| in_flight.until <= now.at) {
-            self.on_reply(now, in_flight, Reply::Unknown("no answer in time".to_string()));
+            self.on_reply(now, in_flight, Reply::Unknown(NO_ANSWER.to_string()));
         }
         match &mut self.phase {
             Phase::Waiting(waiting) => {
@@ -181,6 +183,7 @@ impl Machine {
                 } else if due(give_up_at(&self.settings, waiting)) && !waiting.claiming {
                     let outcome = match waiting.error.take() {
                         Some(error) => Outcome::Unreachable(error),
+                        None if waiting.sighting.is_none() => Outcome::Unreachable(NO_ANSWER.to_string()),
                         None => Outcome::NotAcquired(waiting.held_by.take(), None),
                     };
                     self.leave(outcome);

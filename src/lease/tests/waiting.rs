@@ -262,3 +262,9 @@ fn a_waiter_whose_store_answers_with_errors_pauses_between_its_tries() {
     }
     assert!(tries > 10);
 }
+
+#[test]
+fn a_wait_that_runs_out_before_the_store_has_answered_says_unreachable() {
+    let mut run = Run::new(Settings { wait: Wait::For(secs(1.0)), ..settings() });
+    assert_eq!(outcome(&run.tick(1.0)), Some(&Outcome::Unreachable("no answer in time".into())));
+}
