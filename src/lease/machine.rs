@@ -228,15 +228,16 @@ impl Machine {
         };
         let seen_at = snapshot.seen_at.map_or(seen_here, |before| before.min(seen_here));
         waiting.sighting = Some((snapshot.version.clone(), seen_at));
-        if snapshot.lock == KernelLock::Ours {
+        let own = snapshot.record.as_ref().filter(|record| record.holder.as_ref().is_some_and(|h| h.id == self.settings.me.id));
+        let asked_at = own.and_then(|own| self.out.sent.get(&own.write)).copied().filter(|_| snapshot.finding == Finding::Plain);
+        if snapshot.lock == KernelLock::Ours && asked_at.is_none() {
             // Whoever has the kernel lock keeps all others waiting: if this process is stopped now, the guard lets go of it.
+            // Not with a claim that has landed: the guard would keep this instant, which is later than that claim allows.
             self.out.push(Action::Deadline(self.tenure, self.settings.timing.kill_at(now.at)));
         }
-        if let Some(record) = snapshot.record.as_ref().filter(|record| record.holder.as_ref().is_some_and(|h| h.id == self.settings.me.id))
-        {
+        if let Some(own) = own {
             // A claim of ours that was given up as unknown has landed.
-            let asked_at = self.out.sent.get(&record.write).copied().filter(|_| snapshot.finding == Finding::Plain);
-            return self.granted(now, record.clone(), snapshot.version, asked_at);
+            return self.granted(now, own.clone(), snapshot.version, asked_at);
         }
         if snapshot.holder().is_some_and(|holder| self.settings.outer.contains(&holder.id)) {
             return self.leave_now(Outcome::WouldWaitForItself);

@@ -268,3 +268,13 @@ fn a_wait_that_runs_out_before_the_store_has_answered_says_unreachable() {
     let mut run = Run::new(Settings { wait: Wait::For(secs(1.0)), ..settings() });
     assert_eq!(outcome(&run.tick(1.0)), Some(&Outcome::Unreachable("no answer in time".into())));
 }
+
+#[test]
+fn a_recognised_claim_gives_the_guard_no_later_deadline_than_its_own() {
+    let mut run = Run::new(settings());
+    run.shows(0.0, Snapshot { lock: KernelLock::Ours, ..absent() });
+    let claim = run.record().clone();
+    run.silence_until(4.0);
+    let actions = run.shows(4.0, Snapshot { lock: KernelLock::Ours, ..seen(&claim, 56.0) });
+    assert_eq!(orders(&actions), [&Action::Deadline(Tenure(1), at(58.5)), &Action::Spawn(Tenure(1), claim.token)]);
+}
