@@ -380,6 +380,8 @@ impl Machine {
             Next::WaitAgain => {
                 self.out.push(Action::Unlock);
                 self.out.sent.clear();
+                // A release may be on its way still. Its reply must not be taken for that of a claim.
+                self.out.in_flight = None;
                 self.tenure = Tenure(self.tenure.0 + 1);
                 self.phase = Phase::Waiting(Box::new(Waiting::new(now.at)));
                 self.look_at_the_clock(now);

@@ -387,3 +387,17 @@ fn a_guard_that_dies_while_a_late_grant_is_given_back_ends_the_run() {
     assert_eq!(reports(&actions), [&Report::Released, &Report::Lost(Lost::GuardDied)]);
     assert_eq!(outcome(&actions), Some(&Outcome::Lost), "with no guard a new claim would hold the lease and start nothing");
 }
+
+#[test]
+fn a_release_that_is_confirmed_after_it_was_given_up_is_no_claim() {
+    let mut run = claiming(settings());
+    run.done(0.1);
+    run.guard(0.2, GuardEvent::Over(T1));
+    let (release, free) = (run.request, version(run.record()));
+    let actions = run.tick(2.2);
+    assert!(matches!(reports(&actions)[..], [Report::ReleaseUnconfirmed { .. }]));
+    assert_eq!(reads(&actions), 1, "back to waiting");
+    let late = Event::Reply { request: release, reply: Reply::Swapped(Swap::Done(free)) };
+    assert_eq!(run.handle(2.3, late), []);
+    assert!(!run.machine.is_holding(), "the record is free, and another may take it");
+}
