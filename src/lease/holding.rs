@@ -353,6 +353,10 @@ impl Holding {
                 if let Tree::Alive { .. } = self.tree {
                     self.lose(Lost::GuardDied);
                     self.killed_at.get_or_insert(now.at);
+                } else if self.instead == Some(None) {
+                    // Nothing could be started by a new claim.
+                    self.instead = None;
+                    self.lose(Lost::GuardDied);
                 }
             }
             GuardEvent::Spawned(_)

@@ -54,6 +54,8 @@ enum Phase {
 /// `-n` does not wait for a holder, but a store that is busy for a moment is not "unreachable".
 const REACHABLE_WITHIN: Duration = Duration::from_millis(2500);
 
+const NO_ANSWER: &str = "no answer in time";
+
 /// When a waiter speaks again while nothing changes.
 const SAY_AGAIN: [Duration; 4] = [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
 
@@ -169,7 +171,7 @@ impl Machine {
 
     fn look_at_the_clock(&mut self, now: Now) {
         if let Some(in_flight) = self.out.in_flight.take_if(|in_flight| in_flight.until <= now.at) {
-            self.on_reply(now, in_flight, Reply::Unknown("no answer in time".to_string()));
+            self.on_reply(now, in_flight, Reply::Unknown(NO_ANSWER.to_string()));
         }
         match &mut self.phase {
             Phase::Waiting(waiting) => {
@@ -181,6 +183,7 @@ impl Machine {
                 } else if due(give_up_at(&self.settings, waiting)) && !waiting.claiming {
                     let outcome = match waiting.error.take() {
                         Some(error) => Outcome::Unreachable(error),
+                        None if waiting.sighting.is_none() => Outcome::Unreachable(NO_ANSWER.to_string()),
                         None => Outcome::NotAcquired(waiting.held_by.take(), None),
                     };
                     self.leave(outcome);
@@ -225,15 +228,16 @@ impl Machine {
         };
         let seen_at = snapshot.seen_at.map_or(seen_here, |before| before.min(seen_here));
         waiting.sighting = Some((snapshot.version.clone(), seen_at));
-        if snapshot.lock == KernelLock::Ours {
+        let own = snapshot.record.as_ref().filter(|record| record.holder.as_ref().is_some_and(|h| h.id == self.settings.me.id));
+        let asked_at = own.and_then(|own| self.out.sent.get(&own.write)).copied().filter(|_| snapshot.finding == Finding::Plain);
+        if snapshot.lock == KernelLock::Ours && asked_at.is_none() {
             // Whoever has the kernel lock keeps all others waiting: if this process is stopped now, the guard lets go of it.
+            // Not with a claim that has landed: the guard would keep this instant, which is later than that claim allows.
             self.out.push(Action::Deadline(self.tenure, self.settings.timing.kill_at(now.at)));
         }
-        if let Some(record) = snapshot.record.as_ref().filter(|record| record.holder.as_ref().is_some_and(|h| h.id == self.settings.me.id))
-        {
+        if let Some(own) = own {
             // A claim of ours that was given up as unknown has landed.
-            let asked_at = self.out.sent.get(&record.write).copied().filter(|_| snapshot.finding == Finding::Plain);
-            return self.granted(now, record.clone(), snapshot.version, asked_at);
+            return self.granted(now, own.clone(), snapshot.version, asked_at);
         }
         if snapshot.holder().is_some_and(|holder| self.settings.outer.contains(&holder.id)) {
             return self.leave_now(Outcome::WouldWaitForItself);
@@ -338,7 +342,10 @@ impl Machine {
         if self.settings.wait == Wait::No && now.at >= waiting.since + REACHABLE_WITHIN {
             return self.leave_now(Outcome::Unreachable(error));
         }
-        waiting.again_at = Some(now.at + self.settings.timing.pause(waiting.failures, now.random));
+        let again_at = now.at + self.settings.timing.pause(waiting.failures, now.random);
+        waiting.again_at = Some(again_at);
+        // What is to be said needs a read too, and must not go around the pause.
+        waiting.say_at = waiting.say_at.map(|say_at| say_at.max(again_at));
         waiting.failures += 1;
         if waiting.error.replace(error.clone()).is_none() {
             self.out.report(Report::Unreachable(error));
@@ -373,6 +380,8 @@ impl Machine {
             Next::WaitAgain => {
                 self.out.push(Action::Unlock);
                 self.out.sent.clear();
+                // A release may be on its way still. Its reply must not be taken for that of a claim.
+                self.out.in_flight = None;
                 self.tenure = Tenure(self.tenure.0 + 1);
                 self.phase = Phase::Waiting(Box::new(Waiting::new(now.at)));
                 self.look_at_the_clock(now);

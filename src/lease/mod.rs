@@ -21,3 +21,6 @@ pub use machine::{Machine, OnLost, Settings, Wait};
 pub use record::{Evidence, Finding, Holder, HolderId, KernelLock, LeaseName, Record, Snapshot, Swap, Token, Version, WriteId};
 pub use time::{Moment, Now};
 pub use timing::{Asked, Clocks, Seconds, Timing, TimingError};
+
+#[cfg(test)]
+mod tests;
