@@ -10,7 +10,7 @@ use crate::config::{Config, Run, Target};
 use crate::error::Failure;
 use crate::exit::{self, Ended};
 use crate::guard::{self, Guard, Job};
-use crate::lease::{Machine, Outcome, Record, SpawnError, Swap, Token, Wait, WriteId};
+use crate::lease::{Machine, Outcome, RELEASE_TIME, Record, SpawnError, Swap, Token, Wait, WriteId};
 use crate::signals::Signals;
 use crate::status::{self, Answer};
 use crate::store::Store;
@@ -18,8 +18,8 @@ use crate::store::sqlite::{self, Open, SqliteStore};
 use crate::supervisor::Supervisor;
 use crate::{logging, report};
 
-/// The last will gives up then.
-const WILL_TIME: Duration = Duration::from_secs(2);
+/// Between two tries of the last will.
+const WILL_PAUSE: Duration = Duration::from_millis(10);
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,7 @@ fn supervise(run: Run) -> Result<End, Failure> {
         directory: run.directory.clone(),
         terminal,
         stop_signal: run.stop_signal,
+        kill_time: run.target.timing.kill_time,
         to_group: run.to_group,
     };
     let forked = guard::start(&job, clock::now, &|token| last_will(&run, token)).map_err(no_resource)?;
@@ -128,10 +129,13 @@ fn last_will(run: &Run, token: Token) {
     let Ok(runtime) = runtime() else { return };
     let name = run.target.lease();
     let store = store(&run.target, Open::Existing);
-    let give_up_at = clock::now() + WILL_TIME;
+    let give_up_at = clock::now() + RELEASE_TIME;
     runtime.block_on(async {
         while clock::now() < give_up_at {
-            let Ok(snapshot) = store.read(&name, clock::now()).await else { continue };
+            let Ok(snapshot) = store.read(&name, clock::now()).await else {
+                std::thread::sleep(WILL_PAUSE);
+                continue;
+            };
             let ours = |record: &&Record| record.token == token && record.holder.as_ref().is_some_and(|h| h.id == run.settings.me.id);
             let Some(record) = snapshot.record.as_ref().filter(ours) else { return };
             let free = Record { write: WriteId::from_random(clock::random()), holder: None, stopping: false, ..record.clone() };

@@ -4,17 +4,13 @@
 use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
-use std::time::Duration;
 
 use crate::clock::{self, Sleeper, StepWatch};
-use crate::guard::{FromGuard, Guard, ToGuard};
-use crate::lease::{Action, Event, GuardEvent, LeaseName, Machine, Outcome, Reply, Report, Request, Token};
+use crate::guard::{Adopted, FromGuard, Guard, ToGuard};
+use crate::lease::{Action, Event, GuardEvent, LeaseName, Machine, Moment, Outcome, Reply, Report, Request, Token};
 use crate::signals::{self, Heard, Signals};
 use crate::store::{Store, StoreError};
 use crate::{logging, report};
-
-/// While the front kills in a dead guard's place it looks again so often.
-const KILL_AGAIN: Duration = Duration::from_millis(2);
 
 type InFlight<'a> = Pin<Box<dyn Future<Output = (Request, Reply)> + 'a>>;
 type Watch<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -30,8 +26,8 @@ pub struct Supervisor<'a, S: Store> {
     token: Option<Token>,
     sleeper: Sleeper,
     steps: StepWatch,
-    /// The guard is dead: its work is done here.
-    guard_dead: bool,
+    /// The guard is dead, and its work is done here: the next pass is due then.
+    kill_again_at: Option<Moment>,
     /// The command was stopped from its terminal: stop too, once nothing is in flight.
     suspend: bool,
 }
@@ -47,7 +43,19 @@ impl<'a, S: Store> Supervisor<'a, S> {
         stop_signal: i32,
     ) -> io::Result<Supervisor<'a, S>> {
         let (sleeper, steps) = (Sleeper::new()?, StepWatch::new()?);
-        Ok(Supervisor { store, name, guard, signals, stop_signal, machine, token: None, sleeper, steps, guard_dead: false, suspend: false })
+        Ok(Supervisor {
+            store,
+            name,
+            guard,
+            signals,
+            stop_signal,
+            machine,
+            token: None,
+            sleeper,
+            steps,
+            kill_again_at: None,
+            suspend: false,
+        })
     }
 
     pub async fn run(mut self) -> Outcome {
@@ -87,7 +95,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
                 self.machine.handle(clock::snapshot(), Event::Tick);
                 continue;
             }
-            let deadline = if self.guard_dead { Some(clock::now() + KILL_AGAIN) } else { self.machine.deadline() };
+            let deadline = self.kill_again_at.into_iter().chain(self.machine.deadline()).min();
             let event = tokio::select! {
                 biased; // a flood of signals or of replies must not put off a deadline
                 () = self.sleeper.sleep_until(deadline) => self.on_time(),
@@ -118,17 +126,33 @@ impl<'a, S: Store> Supervisor<'a, S> {
     }
 
     fn on_time(&mut self) -> Event {
-        if self.guard_dead && self.guard.kill_adopted() {
-            self.guard_dead = false;
-            return Event::Guard(GuardEvent::Empty(self.machine.tenure()));
+        // After a stop the guard may have told already what the clock would only guess at.
+        if let Some(message) = self.guard.pending() {
+            return self.on_guard(message);
         }
-        Event::Tick
+        let now = clock::now();
+        if self.kill_again_at.is_none_or(|at| now < at) {
+            return Event::Tick;
+        }
+        let tenure = self.machine.tenure();
+        match self.guard.kill_adopted(now) {
+            Adopted::Nothing => {
+                self.kill_again_at = None;
+                Event::Guard(GuardEvent::Empty(tenure))
+            }
+            Adopted::Something(pause, survivors) => {
+                self.kill_again_at = Some(now + pause);
+                survivors.map_or(Event::Tick, |pids| Event::Guard(GuardEvent::Survivors(tenure, pids)))
+            }
+        }
     }
 
     fn on_guard(&mut self, message: FromGuard) -> Event {
         match message {
             FromGuard::Event(event) => {
-                self.guard_dead |= event == GuardEvent::Died;
+                if event == GuardEvent::Died {
+                    self.kill_again_at = Some(clock::now());
+                }
                 Event::Guard(event)
             }
             FromGuard::Stopped(tenure) if tenure == self.machine.tenure() => {

@@ -7,7 +7,7 @@ mod spawn;
 mod tree;
 pub mod wire;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,7 +24,7 @@ pub use tree::usable;
 pub use wire::{FromGuard, ToGuard};
 
 use crate::lease::{GuardEvent, Moment, Tenure, Token};
-use tree::Waited;
+use tree::{Killing, Waited};
 
 /// A guard that was told to end and has not by then is stopped.
 const DISMISS_TIME: Duration = Duration::from_millis(500);
@@ -64,11 +64,20 @@ pub fn start(job: &Job, now: fn() -> Moment, last_will: &dyn Fn(Token)) -> io::R
 fn close_callers_descriptors(except: &OwnedFd) {
     let except = except.as_raw_fd() as libc::c_uint;
     // SAFETY: nothing in this process uses a descriptor from 3 up but the socket; std and the runtime open theirs later.
-    unsafe {
-        if except > 3 {
-            libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, except - 1, 0);
-        }
-        libc::syscall(libc::SYS_close_range, except + 1, libc::c_uint::MAX, 0);
+    let close = |from: libc::c_uint, to: libc::c_uint| unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+    if except > 3 {
+        close(3, except - 1);
+    }
+    if close(except + 1, libc::c_uint::MAX) == 0 {
+        return;
+    }
+    // Before Linux 5.9. The list is complete before the first is closed.
+    let open: Vec<libc::c_int> = std::fs::read_dir("/proc/self/fd")
+        .map(|fds| fds.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok()).collect())
+        .unwrap_or_default();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd as libc::c_uint != except) {
+        // SAFETY: as above; the descriptor of the list itself is closed already.
+        unsafe { libc::close(fd) };
     }
 }
 
@@ -77,6 +86,14 @@ pub struct Guard {
     socket: AsyncFd<OwnedFd>,
     pid: i32,
     dead: Cell<bool>,
+    killing: RefCell<Option<Killing>>,
+}
+
+/// What is left of a dead guard's tree.
+pub enum Adopted {
+    Nothing,
+    /// Look again after that; the pids of those that SIGKILL does not end, once.
+    Something(Duration, Option<Vec<i32>>),
 }
 
 impl Guard {
@@ -85,7 +102,7 @@ impl Guard {
         fcntl(&forked.socket, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         // SAFETY: the socket is owned by what is registered, which never gives it away.
         let socket = unsafe { AsyncFd::register_with_interest(forked.socket, Interest::READABLE) }?;
-        Ok(Guard { socket, pid: forked.pid, dead: Cell::new(false) })
+        Ok(Guard { socket, pid: forked.pid, dead: Cell::new(false), killing: RefCell::new(None) })
     }
 
     /// The next message; dropping it is safe. `Died` comes once, then nothing.
@@ -166,15 +183,29 @@ impl Guard {
         }
     }
 
-    /// In a dead guard's place: SIGKILL to all that is below this process. True: nothing is left, the guard included.
-    pub fn kill_adopted(&self) -> bool {
-        tree::signal_all(libc::SIGKILL);
+    /// In a dead guard's place: SIGKILL to all that is below this process, the guard included.
+    pub fn kill_adopted(&self, now: Moment) -> Adopted {
+        let mut killing = self.killing.borrow_mut();
+        let killing = killing.get_or_insert_with(|| Killing::new(now));
+        let survivors = killing.strike(now);
         loop {
             match tree::wait_any(false) {
-                Waited::NoChildren => return true,
-                Waited::Nothing => return false,
+                Waited::NoChildren => return Adopted::Nothing,
+                Waited::Nothing => return Adopted::Something(killing.pause(), survivors),
                 Waited::Ended(..) | Waited::Stopped(_) => {}
             }
+        }
+    }
+
+    /// A message that has come already.
+    pub fn pending(&self) -> Option<FromGuard> {
+        if self.dead.get() {
+            return None;
+        }
+        let mut bytes = [0; wire::MAX];
+        match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) if length > 0 => FromGuard::decode(&bytes[..length]),
+            Ok(_) | Err(_) => None, // an end is for `receive` to tell
         }
     }
 }

@@ -17,19 +17,15 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{ForkResult, fork};
 
 use super::spawn::{self, Job, Starting};
-use super::tree::{self, Waited};
+use super::tree::{self, Killing, Waited};
 use super::wire::{self, FromGuard, ToGuard};
 use crate::exit::Ended;
-use crate::lease::{GuardEvent, Moment, Scope, SpawnError, Tenure, Token};
+use crate::lease::{GuardEvent, Moment, RELEASE_TIME, Scope, Tenure, Token};
 
-/// The guard's own death comes this long after the deadline: by then it has killed, unless it is stopped.
-const SELF_KILL_AFTER: Duration = Duration::from_millis(100);
 /// While it kills, the guard shows that it is not stopped by pushing its own death so far away, again and again.
 const SELF_KILL_WHILE_KILLING: Duration = Duration::from_secs(1);
-/// What is alive so long after the first SIGKILL is named (measured: 50 fork chains take up to half a second).
-const SURVIVORS_AFTER: Duration = Duration::from_secs(1);
-/// The last will gives up then; the lease runs out by itself.
-const WILL_TIME: Duration = Duration::from_millis(2500);
+/// The last will is given up then; it gives up by itself before.
+const WILL_TIME: Duration = Duration::from_millis(RELEASE_TIME.as_millis() as u64 + 500);
 
 /// What the guard is given by those who know more than it does.
 pub struct Parts<'a> {
@@ -62,17 +58,13 @@ struct TenureState {
     locks: Vec<OwnedFd>,
     starting: Option<Starting>,
     command: Option<i32>,
-    /// The command has ended, and its end was told.
-    told: bool,
+    /// How the command ended, until the front knows that nothing is left of it.
+    ended: Option<Ended>,
+    /// What it left was told, or there was nothing.
+    left_told: bool,
     killing: Option<Killing>,
     /// Nothing lives and nothing will start.
     over: bool,
-}
-
-struct Killing {
-    since: Moment,
-    passes: u32,
-    named: bool,
 }
 
 /// Never returns. `socket` is the guard's end; the front's end is closed in this process already.
@@ -132,8 +124,8 @@ impl<'a> Guard<'a> {
 
     fn patience(&self) -> PollTimeout {
         match &self.tenure.killing {
-            // A fork chain is caught by looking again at once; what SIGKILL does not end is looked at now and then.
-            Some(killing) => PollTimeout::from(1_u8 << (killing.passes / 100).min(6)),
+            Some(killing) => PollTimeout::try_from(killing.pause()).unwrap_or(PollTimeout::ZERO),
+            None if self.tenure.ended.is_some() && !self.tenure.left_told => PollTimeout::from(1_u8),
             None => PollTimeout::NONE,
         }
     }
@@ -181,7 +173,8 @@ impl<'a> Guard<'a> {
             | ToGuard::Stop(tenure, _)
             | ToGuard::Kill(tenure) => tenure,
         };
-        let empty = self.tenure.over || (self.tenure.command.is_none() && self.tenure.killing.is_none() && self.reap());
+        let empty = self.tenure.over
+            || (self.tenure.command.is_none() && self.tenure.killing.is_none() && self.tenure.ended.is_none() && self.reap());
         if tenure > self.tenure.number && empty {
             // The locks of the last one close here.
             self.tenure = TenureState { number: tenure, ..TenureState::default() };
@@ -223,11 +216,13 @@ impl<'a> Guard<'a> {
                 self.timer.set(nix::sys::timerfd::Expiration::OneShot(timespec(deadline)), flags)
             }
         };
-        self.arm_self_kill(deadline.map(|deadline| deadline + SELF_KILL_AFTER));
+        self.arm_self_kill(deadline.map(|deadline| deadline + self.parts.job.kill_time / 2));
     }
 
+    /// A stopped guard cannot kill; its own death makes the front, which is a subreaper too, do it. Half a kill time after
+    /// the deadline, because one that is only starved (measured under a CPU quota: 250 ms late) must not die before it has
+    /// killed. `None`: far away.
     fn arm_self_kill(&mut self, at: Option<Moment>) {
-        // A stopped guard cannot kill; its own death makes the front, which is a subreaper too, do it. Far away: disarmed.
         let at = at.unwrap_or(Moment::from_nanos(i64::MAX as u64));
         let _ = self.self_kill.set(Expiration::OneShot(timespec(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
     }
@@ -235,7 +230,11 @@ impl<'a> Guard<'a> {
     fn spawn(&mut self, token: Token) {
         let tenure = self.tenure.number;
         self.look_at_the_clock();
-        if self.tenure.killing.is_some() || self.tenure.deadline.is_none() || self.tenure.command.is_some() {
+        if self.tenure.deadline.is_none() {
+            self.tenure.over = true; // its message was lost: nothing may start
+            return self.say(GuardEvent::Over(tenure));
+        }
+        if self.tenure.killing.is_some() || self.tenure.command.is_some() {
             return; // Over is said when the kill finds nothing
         }
         self.tenure.token = Some(token);
@@ -243,6 +242,7 @@ impl<'a> Guard<'a> {
             Ok(starting) => {
                 self.tenure.command = Some(starting.pid);
                 self.tenure.starting = Some(starting);
+                self.say(GuardEvent::Spawned(tenure));
             }
             Err(error) => self.say(GuardEvent::NotSpawned(tenure, error)),
         }
@@ -251,19 +251,12 @@ impl<'a> Guard<'a> {
         self.again = true;
     }
 
-    fn on_started(&mut self) {
-        let tenure = self.tenure.number;
-        let Some(starting) = self.tenure.starting.take() else { return };
-        match starting.outcome() {
-            Ok(()) => self.say(GuardEvent::Spawned(tenure)),
-            Err(error) => self.never_ran(error),
-        }
-    }
-
-    fn never_ran(&mut self, error: SpawnError) {
+    /// False: the command could not be executed.
+    fn on_started(&mut self) -> bool {
+        let Some(Err(error)) = self.tenure.starting.take().map(Starting::outcome) else { return true };
         self.tenure.command = None;
-        self.tenure.told = true;
         self.say(GuardEvent::NotSpawned(self.tenure.number, error));
+        false
     }
 
     fn stop(&mut self, scope: Scope) {
@@ -283,7 +276,7 @@ impl<'a> Guard<'a> {
 
     fn begin_to_kill(&mut self) {
         if self.tenure.killing.is_none() {
-            self.tenure.killing = Some(Killing { since: (self.parts.now)(), passes: 0, named: false });
+            self.tenure.killing = Some(Killing::new((self.parts.now)()));
             self.say(GuardEvent::Killing(self.tenure.number));
         }
     }
@@ -291,18 +284,15 @@ impl<'a> Guard<'a> {
     fn kill_pass(&mut self) {
         let now = (self.parts.now)();
         self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING));
-        tree::signal_all(libc::SIGKILL);
-        if self.reap() {
-            return self.end_tenure();
+        let survivors = self.tenure.killing.as_mut().and_then(|killing| killing.strike(now));
+        if let Some(command) = self.tenure.command {
+            // Whatever has become of /proc: this one is known.
+            let _ = tree::send(command, libc::SIGKILL);
         }
-        let Some(killing) = &mut self.tenure.killing else { return };
-        killing.passes += 1;
-        if now.since(killing.since) >= SURVIVORS_AFTER && !killing.named {
-            let survivors = tree::living_descendants();
-            if !survivors.is_empty() {
-                killing.named = true;
-                self.say(GuardEvent::Survivors(self.tenure.number, survivors));
-            }
+        if self.reap() {
+            self.end_tenure();
+        } else if let Some(survivors) = survivors {
+            self.say(GuardEvent::Survivors(self.tenure.number, survivors));
         }
     }
 
@@ -322,34 +312,40 @@ impl<'a> Guard<'a> {
                 Waited::NoChildren => break true,
             }
         };
-        if let Some(ended) = ended {
-            self.on_command_ended(ended);
+        // A child that could not execute ends too, and its report lies in the pipe by then.
+        if ended.is_some() && self.on_started() {
+            self.tenure.command = None;
+            self.tenure.ended = ended;
+            self.tenure.left_told = false;
         }
-        if none_left && self.tenure.told && self.tenure.killing.is_none() {
-            self.tenure.told = false; // once
-            self.say(GuardEvent::Empty(self.tenure.number));
+        if let Some(ended) = self.tenure.ended {
+            self.tell_end(ended, none_left);
         }
         none_left
     }
 
-    fn on_command_ended(&mut self, ended: Ended) {
-        // A child that could not execute ends too, and its report lies in the pipe by then.
-        if let Some(starting) = self.tenure.starting.take() {
-            match starting.outcome() {
-                Ok(()) => self.say(GuardEvent::Spawned(self.tenure.number)),
-                Err(error) => return self.never_ran(error),
+    /// The end of the command and what it left. One walk may miss a process that changes its parent meanwhile: as long as
+    /// there are children and none was found, it is walked again.
+    fn tell_end(&mut self, ended: Ended, none_left: bool) {
+        let tenure = self.tenure.number;
+        if !self.tenure.left_told {
+            let left = if none_left { Vec::new() } else { tree::living_descendants() };
+            if none_left || !left.is_empty() {
+                self.tenure.left_told = true;
+                self.say(GuardEvent::Exited(tenure, ended, left));
             }
         }
-        self.tenure.command = None;
-        self.tenure.told = true;
-        self.say(GuardEvent::Exited(self.tenure.number, ended, tree::living_descendants()));
+        if none_left && self.tenure.killing.is_none() {
+            self.tenure.ended = None;
+            self.say(GuardEvent::Empty(tenure));
+        }
     }
 
     /// Nothing lives. After a kill the tenure is over: give the lease back, then the kernel lock, in this order.
     fn end_tenure(&mut self) {
         let tenure = self.tenure.number;
         self.tenure.killing = None;
-        self.tenure.told = false;
+        self.tenure.ended = None;
         let passed = self.tenure.deadline.is_none_or(|deadline| deadline <= (self.parts.now)());
         self.say(GuardEvent::Empty(tenure));
         if !self.front_dead && !passed {
@@ -357,12 +353,15 @@ impl<'a> Guard<'a> {
             return self.arm(self.tenure.deadline);
         }
         self.arm(None);
+        // One that is stopped in the middle of this must not keep the kernel lock for ever.
+        self.arm_self_kill(Some((self.parts.now)() + WILL_TIME + SELF_KILL_WHILE_KILLING));
         if let Some(token) = self.tenure.token {
             self.run_last_will(token);
         }
         for lock in self.tenure.locks.drain(..) {
             super::unlock(&lock);
         }
+        self.arm_self_kill(None);
         self.tenure.deadline = None;
         self.tenure.over = true;
         if self.front_dead {

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -26,6 +27,8 @@ pub struct Job {
     /// With a controlling terminal the command stays in lockrun's group, else it gets its own.
     pub terminal: bool,
     pub stop_signal: i32,
+    /// From SIGKILL to everything reaped.
+    pub kill_time: Duration,
     /// Signals reach the command's group, not the command alone.
     pub to_group: bool,
 }

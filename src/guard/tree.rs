@@ -2,8 +2,15 @@
 //! target's memory lock and can hang.
 
 use std::fs;
+use std::time::Duration;
 
 use nix::errno::Errno;
+
+use crate::exit::Ended;
+use crate::lease::Moment;
+
+/// What is alive so long after the first SIGKILL is named (measured: 50 fork chains take up to half a second).
+const SURVIVORS_AFTER: Duration = Duration::from_secs(1);
 
 /// Every descendant, parents before children, zombies included. Each thread of a process has a list of children of its
 /// own, and a thread in an uninterruptible call hides its children from the list of the others: all are read.
@@ -54,6 +61,37 @@ pub fn send(pid: i32, signal: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// The work of ending everything below this process, pass by pass, until nothing is left.
+pub struct Killing {
+    since: Moment,
+    passes: u32,
+    named: bool,
+}
+
+impl Killing {
+    pub fn new(now: Moment) -> Killing {
+        Killing { since: now, passes: 0, named: false }
+    }
+
+    /// SIGKILL to all that is there now. Once, after a while, the pids of those that do not die of it come back.
+    pub fn strike(&mut self, now: Moment) -> Option<Vec<i32>> {
+        self.passes += 1;
+        signal_all(libc::SIGKILL);
+        if self.named || now.since(self.since) < SURVIVORS_AFTER {
+            return None;
+        }
+        let survivors = living_descendants();
+        self.named = !survivors.is_empty();
+        self.named.then_some(survivors)
+    }
+
+    /// Until the next pass: a fork chain is caught by looking again at once; what SIGKILL does not end is looked at now
+    /// and then.
+    pub fn pause(&self) -> Duration {
+        Duration::from_millis(1 << (self.passes / 100).min(6))
+    }
+}
+
 /// The kernel's list of children must be readable and be about this pid namespace, or nothing below could be ended.
 pub fn usable() -> Result<(), String> {
     let pid = std::process::id().to_string();
@@ -72,7 +110,7 @@ pub fn usable() -> Result<(), String> {
 /// How a child changed its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    Ended(i32, crate::exit::Ended),
+    Ended(i32, Ended),
     Stopped(i32),
     /// Children are there, none of them has changed.
     Nothing,
@@ -96,10 +134,6 @@ pub fn wait_any(stopped_too: bool) -> Waited {
     }
 }
 
-fn ended(status: i32) -> crate::exit::Ended {
-    if libc::WIFSIGNALED(status) {
-        crate::exit::Ended::Signal(libc::WTERMSIG(status))
-    } else {
-        crate::exit::Ended::Code(libc::WEXITSTATUS(status))
-    }
+fn ended(status: i32) -> Ended {
+    if libc::WIFSIGNALED(status) { Ended::Signal(libc::WTERMSIG(status)) } else { Ended::Code(libc::WEXITSTATUS(status)) }
 }

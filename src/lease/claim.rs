@@ -32,7 +32,8 @@ pub fn judge(snapshot: &Snapshot, seen_at: Moment, instance: Option<&str>, now: 
     }
     let free_at = match snapshot.evidence {
         Evidence::Left(left) => now + left,
-        Evidence::Gone(since) => since + KILL_TIME,
+        // Not from before this version was seen: somebody else may have held the lock, and died, in between.
+        Evidence::Gone(since) => since.max(seen_at) + KILL_TIME,
         Evidence::NoClock => seen_at + record.ttl.saturating_mul(11) / 10,
         Evidence::Unchanged(span) => seen_at + span,
     };
@@ -87,7 +88,8 @@ mod tests {
     fn a_holder_that_is_gone_is_waited_for_as_long_as_dying_takes() {
         let snapshot = held(Evidence::Gone(at(99)), KernelLock::Ours);
         assert_eq!(judge(&snapshot, at(0), None, at(99)), until(100));
-        assert_eq!(verdict(&snapshot, 100), Verdict::Free);
+        assert_eq!(judge(&snapshot, at(0), None, at(100)), Verdict::Free);
+        assert_eq!(judge(&snapshot, at(100), None, at(100)), until(101), "another may have held it since");
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub enum GuardEvent {
     Spawned(Tenure),
     /// The errno of the step that failed; nothing of the command is alive.
     NotSpawned(Tenure, SpawnError),
-    /// The command itself ended; `left` are the pids of what it left behind.
+    /// The command itself ended, and these are the pids of what it left behind; none: nothing of the tree is alive.
     Exited(Tenure, Ended, Vec<i32>),
     /// The guard has begun to kill.
     Killing(Tenure),

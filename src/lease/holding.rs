@@ -1,15 +1,17 @@
 //! The machine while the record is ours: renew, end in time, release when nothing is left alive. The rules of KILL stand
-//! here, in `look_at_the_clock`. Must never let a reply put off a deadline.
+//! here, in `enforce`. Must never let a reply put off a deadline.
+
+use std::time::Duration;
 
 use super::event::{Action, GuardEvent, InFlight, Killed, Lost, Outbox, Outcome, Reply, Report, Scope, Tenure};
 use super::machine::{OnLost, Settings};
 use super::record::{Finding, KernelLock, Record, Snapshot, Swap, Version};
 use super::time::{Moment, Now};
-use crate::exit::Ended;
-use std::time::Duration;
+use super::timing::{RELEASE_TIME, Timing};
 
-/// How long a release is tried; what cannot be confirmed runs out by itself.
-const RELEASE_TIME: Duration = Duration::from_secs(2);
+/// A guard that has not answered to SPAWN by then (or by a quarter of the TTL) is stopped.
+const SPAWN_TIME: Duration = Duration::from_secs(10);
+use crate::exit::Ended;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Next {
@@ -25,6 +27,17 @@ enum Tree {
         spawned: bool,
     },
     Empty,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Guard {
+    /// Nothing asked, or not answered yet.
+    Silent,
+    /// It has begun to kill.
+    Kills,
+    /// It did not answer in time, and is killed.
+    GivenUp,
+    Dead,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,8 +68,9 @@ pub(super) struct Holding {
     kill_by: Option<Moment>,
     kill_after: Option<Moment>,
     killed_at: Option<Moment>,
-    guard_answers: bool,
-    guard_died: bool,
+    guard: Guard,
+    /// The guard has told by then that it has started the command.
+    spawn_by: Moment,
     lost: Option<Lost>,
     lost_said: bool,
     claim: Claim,
@@ -81,8 +95,8 @@ impl Holding {
             kill_by: None,
             kill_after: None,
             killed_at: None,
-            guard_answers: false,
-            guard_died: false,
+            guard: Guard::Silent,
+            spawn_by: confirmed_at,
             lost: None,
             lost_said: false,
             claim: Claim::Ours,
@@ -97,8 +111,10 @@ impl Holding {
         self.tree_is_empty(now);
     }
 
-    pub fn renew_at(&mut self, at: Moment) {
-        self.next_at = at;
+    /// Granted in time: the guard is told to start the command.
+    pub fn begin(&mut self, now: Now, timing: &Timing) {
+        self.next_at = timing.renew_at(self.confirmed_at);
+        self.spawn_by = now.at + (timing.ttl / 4).min(SPAWN_TIME);
     }
 
     pub fn renew_now(&mut self, now: Now) {
@@ -112,10 +128,11 @@ impl Holding {
             (Tree::Empty, _) => self.release_by,
             (Tree::Alive { .. }, None) => {
                 let term_at = self.kill_by.is_none().then(|| timing.term_at(self.confirmed_at));
-                let kill = self.kill_by.into_iter().chain(self.kill_after).chain(term_at);
+                let spawn_by = (self.tree == Tree::Alive { spawned: false }).then_some(self.spawn_by);
+                let kill = self.kill_by.into_iter().chain(self.kill_after).chain(term_at).chain(spawn_by);
                 kill.chain([timing.kill_at(self.confirmed_at)]).min()
             }
-            (Tree::Alive { .. }, Some(at)) => (!self.guard_answers && !self.guard_died).then(|| at + timing.kill_time / 2),
+            (Tree::Alive { .. }, Some(at)) => (self.guard == Guard::Silent).then(|| at + timing.kill_time / 2),
         };
         request.into_iter().chain(tree).min()
     }
@@ -154,11 +171,11 @@ impl Holding {
         let timing = &settings.timing;
         let due = |at: Option<Moment>| at.is_some_and(|at| at <= now.at);
         if let Some(killed_at) = self.killed_at {
-            if !self.guard_answers && !self.guard_died && killed_at + timing.kill_time / 2 <= now.at {
-                self.guard_answers = true; // it is dead for us; its work is done here from now on
-                out.report(Report::GuardHangs);
-                out.push(Action::KillGuard);
+            if self.guard == Guard::Silent && killed_at + timing.kill_time / 2 <= now.at {
+                self.give_guard_up(now, out);
             }
+        } else if self.tree == (Tree::Alive { spawned: false }) && self.spawn_by <= now.at {
+            self.give_guard_up(now, out);
         } else if timing.kill_at(self.confirmed_at) <= now.at {
             self.lose(self.why_not_renewed());
             self.kill(now, Killed::Deadline, out);
@@ -174,6 +191,14 @@ impl Holding {
             let error = self.error.clone().unwrap_or_else(|| "not renewed in time".to_string());
             out.report(Report::Stopping { kill_in, error });
         }
+    }
+
+    /// A guard that is stopped: what it leaves comes to the front, which is a subreaper too.
+    fn give_guard_up(&mut self, now: Now, out: &mut Outbox) {
+        self.guard = Guard::GivenUp;
+        self.killed_at.get_or_insert(now.at);
+        out.report(Report::GuardHangs);
+        out.push(Action::KillGuard);
     }
 
     fn why_not_renewed(&self) -> Lost {
@@ -201,6 +226,14 @@ impl Holding {
         self.lost.get_or_insert(lost);
     }
 
+    /// Once.
+    fn say_lost(&mut self, out: &mut Outbox) {
+        if let Some(lost) = self.lost.clone().filter(|_| !self.lost_said) {
+            self.lost_said = true;
+            out.report(Report::Lost(lost));
+        }
+    }
+
     fn may_write(&self) -> bool {
         match self.claim {
             Claim::Ours => true,
@@ -213,9 +246,8 @@ impl Holding {
     fn lose_record(&mut self, now: Now, lost: Lost, claim: Claim, out: &mut Outbox) {
         self.claim = claim;
         if let Tree::Alive { .. } = self.tree {
-            self.lose(lost.clone());
-            out.report(Report::Lost(lost));
-            self.lost_said = true;
+            self.lose(lost);
+            self.say_lost(out);
             self.kill(now, Killed::Lost, out);
         }
     }
@@ -320,7 +352,9 @@ impl Holding {
             }
             GuardEvent::Exited(tenure, ended, left) if tenure == self.tenure => {
                 self.ended = Some(ended);
-                if !left.is_empty() {
+                if left.is_empty() {
+                    self.tree_is_empty(now);
+                } else {
                     if self.lost.is_none() {
                         out.report(Report::LeftBehind(ended, left));
                     }
@@ -329,8 +363,8 @@ impl Holding {
                     }
                 }
             }
-            GuardEvent::Killing(tenure) if tenure == self.tenure => {
-                self.guard_answers = true;
+            GuardEvent::Killing(tenure) if tenure == self.tenure && self.tree != Tree::Empty => {
+                self.guard = Guard::Kills;
                 if self.killed_at.is_none() {
                     // By its own clock: our last deadline did not reach it.
                     self.killed_at = Some(now.at);
@@ -349,9 +383,10 @@ impl Holding {
                 self.tree_is_empty(now);
             }
             GuardEvent::Died => {
-                self.guard_died = true;
+                self.guard = Guard::Dead;
                 if let Tree::Alive { .. } = self.tree {
                     self.lose(Lost::GuardDied);
+                    self.say_lost(out);
                     self.killed_at.get_or_insert(now.at);
                 } else if self.instead == Some(None) {
                     // Nothing could be started by a new claim.
@@ -365,7 +400,7 @@ impl Holding {
             | GuardEvent::Killing(_)
             | GuardEvent::Survivors(..)
             | GuardEvent::Empty(_)
-            | GuardEvent::Over(_) => {} // of an earlier tenure
+            | GuardEvent::Over(_) => {} // of an earlier tenure, or too late to matter
         }
         self.look_at_the_clock(now, settings, out)
     }
@@ -379,13 +414,11 @@ impl Holding {
     }
 
     fn finish(&mut self, settings: &Settings, out: &mut Outbox) -> Next {
-        if let Some(lost) = self.lost.clone().filter(|_| !self.lost_said) {
-            out.report(Report::Lost(lost));
-        }
+        self.say_lost(out);
         match (self.instead.take(), &self.lost) {
             (Some(Some(outcome)), _) => Next::Exit(outcome),
             (Some(None), _) => Next::WaitAgain,
-            (None, Some(_)) if settings.on_lost == OnLost::Wait && !self.guard_died => Next::WaitAgain,
+            (None, Some(_)) if settings.on_lost == OnLost::Wait && self.guard != Guard::Dead => Next::WaitAgain,
             (None, Some(_)) => Next::Exit(Outcome::Lost),
             // A tree that ended without a word about the command: it was killed before its end could be told.
             (None, None) => self.ended.map_or(Next::Exit(Outcome::Lost), |ended| Next::Exit(Outcome::Command(ended))),

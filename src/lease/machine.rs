@@ -62,12 +62,16 @@ const SAY_AGAIN: [Duration; 4] = [Duration::from_secs(10), Duration::from_secs(6
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Waiting {
     since: Moment,
+    /// `-w`.
+    give_up_at: Option<Moment>,
     /// The next read, if nothing changes before.
     again_at: Option<Moment>,
     /// The version that stands, and since when we know it to.
     sighting: Option<(Version, Moment)>,
     /// A claim is in flight.
     claiming: bool,
+    /// The time to wait is over, and the last look is taken.
+    last_look: bool,
     /// End like this as soon as no claim is in flight.
     leave: Option<Outcome>,
     failures: u32,
@@ -80,12 +84,18 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(since: Moment) -> Waiting {
+    fn new(since: Moment, wait: Wait) -> Waiting {
+        let give_up_at = match wait {
+            Wait::For(span) => Some(since + span),
+            Wait::Forever | Wait::No => None,
+        };
         Waiting {
             since,
+            give_up_at,
             again_at: Some(since),
             sighting: None,
             claiming: false,
+            last_look: false,
             leave: None,
             failures: 0,
             error: None,
@@ -93,6 +103,19 @@ impl Waiting {
             said: None,
             say_at: None,
             say_step: 0,
+        }
+    }
+
+    /// `-w` has passed. A claim in flight is waited for.
+    fn is_over(&self, now: Moment) -> bool {
+        !self.claiming && self.give_up_at.is_some_and(|at| at <= now)
+    }
+
+    fn in_vain(&mut self) -> Outcome {
+        match self.error.take() {
+            Some(error) => Outcome::Unreachable(error),
+            None if self.sighting.is_none() => Outcome::Unreachable(NO_ANSWER.to_string()),
+            None => Outcome::NotAcquired(self.held_by.take(), None),
         }
     }
 
@@ -109,7 +132,8 @@ impl Machine {
     /// Begins to wait at `now`; the first actions are there to be polled.
     pub fn new(settings: Settings, now: Now) -> Machine {
         let out = Outbox::new(settings.timing.attempt);
-        let mut machine = Machine { settings, tenure: Tenure(1), out, phase: Phase::Waiting(Box::new(Waiting::new(now.at))) };
+        let waiting = Waiting::new(now.at, settings.wait);
+        let mut machine = Machine { settings, tenure: Tenure(1), out, phase: Phase::Waiting(Box::new(waiting)) };
         machine.look_at_the_clock(now);
         machine
     }
@@ -126,7 +150,8 @@ impl Machine {
             Phase::Waiting(waiting) => {
                 let idle = self.out.in_flight.is_none();
                 let read = waiting.again_at.into_iter().chain(waiting.say_at).min().filter(|_| idle);
-                read.into_iter().chain(self.give_up_at(waiting)).min()
+                let give_up_at = waiting.give_up_at.filter(|_| !waiting.claiming && (idle || !waiting.last_look));
+                read.into_iter().chain(give_up_at).min()
             }
             Phase::Holding(holding) => holding.deadline(&self.settings, in_flight.is_none()),
         };
@@ -143,8 +168,11 @@ impl Machine {
     }
 
     pub fn handle(&mut self, now: Now, event: Event) {
-        // The clock first: what arrives together with a deadline comes after it.
-        self.look_at_the_clock(now);
+        // The clock first: what arrives together with a deadline comes after it. But what the guard tells of the tree is so
+        // already, and extends nothing.
+        if !matches!(event, Event::Guard(_)) {
+            self.look_at_the_clock(now);
+        }
         match event {
             Event::Tick => {}
             Event::Reply { request, reply } => {
@@ -176,17 +204,19 @@ impl Machine {
         match &mut self.phase {
             Phase::Waiting(waiting) => {
                 let due = |at: Option<Moment>| at.is_some_and(|at| at <= now.at);
-                let read = (due(waiting.again_at) || due(waiting.say_at)) && self.out.in_flight.is_none();
-                if read {
+                let idle = self.out.in_flight.is_none();
+                if waiting.is_over(now.at) {
+                    // One last look, to name who holds it now; or to find it free.
+                    if idle && !waiting.last_look && waiting.error.is_none() {
+                        waiting.last_look = true;
+                        self.out.read(now);
+                    } else if idle || !waiting.last_look {
+                        let outcome = waiting.in_vain();
+                        self.leave(outcome);
+                    }
+                } else if idle && (due(waiting.again_at) || due(waiting.say_at)) {
                     waiting.again_at = None;
                     self.out.read(now);
-                } else if due(give_up_at(&self.settings, waiting)) && !waiting.claiming {
-                    let outcome = match waiting.error.take() {
-                        Some(error) => Outcome::Unreachable(error),
-                        None if waiting.sighting.is_none() => Outcome::Unreachable(NO_ANSWER.to_string()),
-                        None => Outcome::NotAcquired(waiting.held_by.take(), None),
-                    };
-                    self.leave(outcome);
                 }
             }
             Phase::Holding(holding) => {
@@ -195,10 +225,6 @@ impl Machine {
             }
             Phase::Over => {}
         }
-    }
-
-    fn give_up_at(&self, waiting: &Waiting) -> Option<Moment> {
-        give_up_at(&self.settings, waiting).filter(|_| !waiting.claiming)
     }
 
     fn on_reply(&mut self, now: Now, in_flight: InFlight, reply: Reply) {
@@ -250,10 +276,13 @@ impl Machine {
 
     fn claim(&mut self, now: Now, snapshot: Snapshot) {
         let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
+        let Some(token) = Token::next(snapshot.token(), now.wall_ms) else {
+            return self.leave_now(Outcome::Refused("its token is the greatest of all; remove the record".to_string()));
+        };
         waiting.claiming = true;
         let record = Record {
             write: super::record::WriteId::from_random(now.random),
-            token: Token::next(snapshot.token(), now.wall_ms),
+            token,
             holder: Some(self.settings.me.clone()),
             ttl: self.settings.timing.ttl,
             asked_at: now.at,
@@ -269,10 +298,10 @@ impl Machine {
             Evidence::Left(left) if snapshot.holder().is_some() => Some(left),
             _ => look_again_at.map(|at| at.since(now.at)),
         };
-        if self.settings.wait == Wait::No {
+        let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
+        if self.settings.wait == Wait::No || waiting.last_look {
             return self.leave_now(Outcome::NotAcquired(snapshot.holder().cloned(), left));
         }
-        let Phase::Waiting(waiting) = &mut self.phase else { unreachable!("called while waiting") };
         waiting.recovered(&mut self.out);
         waiting.held_by = snapshot.holder().cloned();
         let about = (snapshot.holder().map(|holder| holder.id.clone()), snapshot.lock);
@@ -300,10 +329,15 @@ impl Machine {
                 let asked_at = record.asked_at;
                 self.granted(now, record, version, Some(asked_at));
             }
-            Swap::Conflict => match waiting.leave.take() {
-                Some(outcome) => self.leave_now(outcome),
-                None => self.out.read(now),
-            },
+            Swap::Conflict => {
+                if let Some(record) = &in_flight.record {
+                    self.out.sent.remove(&record.write);
+                }
+                match waiting.leave.take() {
+                    Some(outcome) => self.leave_now(outcome),
+                    None => self.out.read(now),
+                }
+            }
         }
     }
 
@@ -324,7 +358,7 @@ impl Machine {
                 holding.give_back(now, None);
             }
             (None, Some(asked_at)) => {
-                holding.renew_at(timing.renew_at(asked_at));
+                holding.begin(now, timing);
                 self.out.report(Report::Acquired { token, waited, holder: self.settings.me.id.clone() });
                 self.out.push(Action::Deadline(self.tenure, timing.kill_at(asked_at)));
                 self.out.push(Action::Spawn(self.tenure, token));
@@ -347,6 +381,10 @@ impl Machine {
         // What is to be said needs a read too, and must not go around the pause.
         waiting.say_at = waiting.say_at.map(|say_at| say_at.max(again_at));
         waiting.failures += 1;
+        if waiting.failures > 1 {
+            // Whoever has the kernel lock keeps all others waiting: not one who cannot use it.
+            self.out.push(Action::Unlock);
+        }
         if waiting.error.replace(error.clone()).is_none() {
             self.out.report(Report::Unreachable(error));
         }
@@ -383,7 +421,7 @@ impl Machine {
                 // A release may be on its way still. Its reply must not be taken for that of a claim.
                 self.out.in_flight = None;
                 self.tenure = Tenure(self.tenure.0 + 1);
-                self.phase = Phase::Waiting(Box::new(Waiting::new(now.at)));
+                self.phase = Phase::Waiting(Box::new(Waiting::new(now.at, self.settings.wait)));
                 self.look_at_the_clock(now);
             }
         }
@@ -409,12 +447,5 @@ impl Machine {
         self.phase = Phase::Over;
         self.out.in_flight = None;
         self.out.push(Action::Exit(outcome));
-    }
-}
-
-fn give_up_at(settings: &Settings, waiting: &Waiting) -> Option<Moment> {
-    match settings.wait {
-        Wait::For(span) => Some(waiting.since + span),
-        Wait::Forever | Wait::No => None,
     }
 }

@@ -20,7 +20,7 @@ pub use event::{Action, Event, GuardEvent, Killed, Lost, Outcome, Reply, Report,
 pub use machine::{Machine, OnLost, Settings, Wait};
 pub use record::{Evidence, Finding, Holder, HolderId, KernelLock, LeaseName, Record, Snapshot, Swap, Token, Version, WriteId};
 pub use time::{Moment, Now};
-pub use timing::{Asked, Clocks, Seconds, Timing, TimingError};
+pub use timing::{Asked, Clocks, RELEASE_TIME, Seconds, Timing, TimingError};
 
 #[cfg(test)]
 mod tests;

@@ -61,8 +61,10 @@ pub struct Token(pub i64);
 impl Token {
     /// The next one: above the last, and at least the wall clock in milliseconds, so that it grows over a deleted or
     /// restored database too.
-    pub fn next(last: Option<Token>, wall_ms: i64) -> Token {
-        Token(last.map_or(1, |token| token.0.saturating_add(1)).max(wall_ms))
+    /// `None`: there is none above the last.
+    pub fn next(last: Option<Token>, wall_ms: i64) -> Option<Token> {
+        let above = last.map_or(Some(1), |token| token.0.checked_add(1))?;
+        Some(Token(above.max(wall_ms)))
     }
 }
 

@@ -163,9 +163,15 @@ fn claiming(settings: Settings) -> Run {
 }
 
 /// The command runs; its claim was sent at 0.
-fn holding(settings: Settings) -> Run {
+/// The claim is confirmed, and the guard was told to start the command.
+fn granted(settings: Settings) -> Run {
     let mut run = claiming(settings);
     run.done(0.1);
+    run
+}
+
+fn holding(settings: Settings) -> Run {
+    let mut run = granted(settings);
     run.guard(0.2, GuardEvent::Spawned(Tenure(1)));
     run
 }

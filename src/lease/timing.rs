@@ -11,6 +11,9 @@ const MAX_TTL: Duration = Duration::from_secs(366 * 86_400);
 const MAX_GRACE_UNASKED: Duration = Duration::from_secs(10);
 const MAX_ATTEMPT: Duration = Duration::from_millis(2500);
 
+/// How long a release is tried, by the holder or by its last will; what cannot be confirmed runs out by itself.
+pub const RELEASE_TIME: Duration = Duration::from_secs(2);
+
 /// Whose clocks meet in a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clocks {

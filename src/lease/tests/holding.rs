@@ -224,7 +224,7 @@ fn renewal_goes_on_while_the_command_is_being_stopped() {
 #[test]
 fn release_comes_only_when_the_tree_is_empty() {
     let mut run = holding(settings());
-    run.guard(1.0, GuardEvent::Exited(T1, Ended::Code(3), vec![]));
+    run.guard(1.0, GuardEvent::Exited(T1, Ended::Code(3), vec![44]));
     assert!(run.record().holder.is_some());
     let token = run.record().token;
     run.guard(1.1, GuardEvent::Empty(T1));
@@ -273,12 +273,12 @@ fn on_lost_wait_goes_back_to_waiting_in_a_new_tenure() {
 #[test]
 fn a_guard_that_dies_loses_the_lease_and_the_release_waits_for_the_tree() {
     let mut run = holding(Settings { on_lost: OnLost::Wait, ..settings() });
-    assert_eq!(run.guard(1.0, GuardEvent::Died), []);
+    assert_eq!(run.guard(1.0, GuardEvent::Died), [Action::Report(Report::Lost(Lost::GuardDied))]);
     assert!(writes(&run.tick(5.0))[0].holder.is_some(), "renewed as long as something lives");
     run.done(5.1);
     run.guard(5.2, GuardEvent::Empty(T1));
     let actions = run.done(5.3);
-    assert_eq!(reports(&actions), [&Report::Released, &Report::Lost(Lost::GuardDied)]);
+    assert_eq!(reports(&actions), [&Report::Released]);
     assert_eq!(outcome(&actions), Some(&Outcome::Lost), "without a guard nothing can be started again");
 }
 
@@ -293,6 +293,27 @@ fn a_guard_that_does_not_answer_a_kill_is_killed() {
     run.tick(58.5);
     run.guard(58.6, GuardEvent::Killing(T1));
     assert_eq!(orders(&run.silence_until(70.0)), [] as [&Action; 0], "one that has begun is left to it");
+}
+
+#[test]
+fn a_guard_that_does_not_answer_to_spawn_is_killed_before_the_lease_is_held_for_nothing() {
+    let mut run = granted(settings());
+    run.tick(5.0);
+    run.done(5.1);
+    assert_eq!(orders(&run.tick(10.1)), [&Action::KillGuard]);
+    run.guard(10.2, GuardEvent::Died);
+    run.done(10.3);
+    run.guard(10.4, GuardEvent::Empty(T1));
+    assert_eq!(outcome(&run.done(10.5)), Some(&Outcome::Lost));
+}
+
+#[test]
+fn a_tree_that_was_empty_before_the_deadline_is_not_lost_when_the_front_was_stopped_over_it() {
+    let mut run = holding(settings());
+    let actions = run.guard(70.0, GuardEvent::Exited(T1, Ended::Code(0), vec![]));
+    assert_eq!(reports(&actions), [] as [&Report; 0]);
+    assert!(writes(&actions)[0].holder.is_none(), "the release");
+    assert_eq!(outcome(&run.done(70.1)), Some(&Outcome::Command(Ended::Code(0))));
 }
 
 #[test]

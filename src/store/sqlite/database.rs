@@ -82,6 +82,8 @@ pub struct Database {
     connection: Connection,
     path: PathBuf,
     inode: Inode,
+    /// Of the write-ahead log: removed under us, it takes every write along.
+    log_inode: Option<Inode>,
     /// Boottime, in nanoseconds: a lock that is not to be had by then is "busy".
     patience: Arc<AtomicU64>,
     log_pages: Arc<AtomicI32>,
@@ -133,6 +135,7 @@ impl Database {
             connection,
             path: path.to_path_buf(),
             inode: (0, 0),
+            log_inode: None,
             patience,
             log_pages,
             wal: false,
@@ -144,6 +147,10 @@ impl Database {
             table.check(&database.connection).map_err(error)?.map_err(StoreError::Refused)?;
         }
         database.prepare(mode, now)?;
+        if database.wal {
+            database.schema()?; // a read opens the log, if nothing before has
+            database.log_inode = inode(&database.log_path());
+        }
         database.inode = inode(path).filter(|after| before.is_none_or(|before| before == *after)).ok_or_else(moved)?;
         Ok(database)
     }
@@ -156,6 +163,7 @@ impl Database {
                 schema.unwrap_or_default()
             )));
         }
+        self.wal = self.journal_mode()? == "wal";
         if mode == Open::Existing {
             return Ok(());
         }
@@ -164,7 +172,6 @@ impl Database {
             transaction.execute_batch(TABLES).map_err(error)?;
             transaction.commit().map_err(error)?;
         }
-        self.wal = self.journal_mode()? == "wal";
         // An application's database keeps the mode that it has.
         if !self.wal && self.is_our_own()? {
             self.wal = self.switch_to_wal(now)?;
@@ -222,25 +229,28 @@ impl Database {
         self.journal_mode()
     }
 
-    /// The file at the path is the one that is open here. A write-ahead log hides a deleted or replaced one.
+    /// The files at the path are the ones that are open here. A write-ahead log hides that they were deleted or replaced:
+    /// its writes go on to succeed.
     pub fn is_in_place(&self) -> bool {
-        inode(&self.path) == Some(self.inode)
+        inode(&self.path) == Some(self.inode) && self.log_inode.is_none_or(|log| inode(&self.log_path()) == Some(log))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push("-wal");
+        PathBuf::from(name)
     }
 
     pub fn row(&self, name: &LeaseName) -> Result<Option<LeaseRow>, StoreError> {
-        self.rows(&format!("SELECT {COLUMNS} FROM lockrun_lease WHERE name = ?1"), &[name.as_str()]).map(|mut rows| rows.pop())
+        read_row(&self.connection, name)
     }
 
     pub fn all_rows(&self) -> Result<Vec<LeaseRow>, StoreError> {
-        match self.schema()? {
-            Some(_) => self.rows(&format!("SELECT {COLUMNS} FROM lockrun_lease ORDER BY name"), &[]),
-            None => Ok(Vec::new()),
+        if self.schema()?.is_none() {
+            return Ok(Vec::new());
         }
-    }
-
-    fn rows(&self, sql: &str, arguments: &[&str]) -> Result<Vec<LeaseRow>, StoreError> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(error)?;
-        let rows = statement.query_map(rusqlite::params_from_iter(arguments), lease_row).map_err(error)?;
+        let mut statement = self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM lockrun_lease ORDER BY name")).map_err(error)?;
+        let rows = statement.query_map([], lease_row).map_err(error)?;
         rows.collect::<Result<_, _>>().map_err(error)
     }
 
@@ -323,9 +333,7 @@ impl Database {
     /// Where it cannot be done the log grows as it needs. SQLite locks nothing in this file, so opening it does no harm.
     fn reserve_log(&self) {
         use std::os::fd::AsRawFd;
-        let mut name = self.path.as_os_str().to_owned();
-        name.push("-wal");
-        if let Ok(log) = fs::OpenOptions::new().write(true).open(name) {
+        if let Ok(log) = fs::OpenOptions::new().write(true).open(self.log_path()) {
             // SAFETY: no pointers.
             unsafe { libc::fallocate(log.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, LOG_RESERVE) };
         }

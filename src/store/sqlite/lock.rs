@@ -64,8 +64,9 @@ struct State {
     held: Option<Held>,
     /// Not yet handed to the guard.
     fresh: bool,
-    /// A thread blocks on the lock for us.
-    waiting: bool,
+    /// A thread blocks on the lock for us, if its number is still this one.
+    waiting: Option<u64>,
+    threads: u64,
     unsupported: Option<String>,
 }
 
@@ -109,18 +110,27 @@ impl KernelLock {
         KernelLock { inner: Arc::new(inner) }
     }
 
-    /// Takes the lock if nobody has it, and makes the side file anew if it is gone. Does not block.
+    /// Takes the lock if nobody has it, and makes the side file anew if it is gone. Does not wait for a lock, but for the
+    /// disk: only for the store's own thread. The state is not held meanwhile, because the front asks for it too.
     pub fn look(&self) -> Standing {
         let inner = &self.inner;
-        let mut state = inner.state();
-        if let Some(held) = &state.held {
-            if inner.side_at_path() == Some(held.side) {
-                return Standing::Ours { since: held.since, side: held.side };
+        let mine = inner.state().held.as_ref().and_then(|held| Some((held.file.try_clone().ok()?, held.since, held.side)));
+        let at_path = inner.side_at_path();
+        if let Some((file, since, side)) = mine.filter(|(_, _, side)| at_path == Some(*side)) {
+            // The guard, which shares the description, may have given it back.
+            if set(&file, libc::F_WRLCK, inner.byte, false).is_ok() {
+                return Standing::Ours { since, side };
             }
-        } else if state.waiting {
+            inner.state().held = None;
             return Standing::Others;
         }
-        match inner.try_take() {
+        if inner.state().waiting.is_some() {
+            return Standing::Others;
+        }
+        let taken = inner.try_take();
+        let mut state = inner.state();
+        state.unsupported = None;
+        match taken {
             Ok(Some(held)) => {
                 // An older description (of a side file that was removed) goes on in the guard and the command.
                 let standing = Standing::Ours { since: held.since, side: held.side };
@@ -137,7 +147,7 @@ impl KernelLock {
         }
     }
 
-    /// Why it cannot be used, if a look has shown so.
+    /// Why it cannot be used, if the last look has shown so.
     pub fn trouble(&self) -> Option<String> {
         self.inner.state().unsupported.clone()
     }
@@ -157,16 +167,19 @@ impl KernelLock {
         if state.held.is_some() && state.fresh {
             return Ahead::Granted; // since the last look
         }
-        if state.held.is_some() || state.unsupported.is_some() {
+        let stale = state.held.as_ref().is_some_and(|held| self.inner.side_at_path() != Some(held.side));
+        if state.unsupported.is_some() || (state.held.is_some() && !stale) {
             return Ahead::Nothing;
         }
-        if !state.waiting {
+        if state.waiting.is_none() {
+            state.threads += 1;
+            let number = state.threads;
             let inner = Arc::clone(&self.inner);
             // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
-            let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait());
-            state.waiting = thread.is_ok();
+            let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait(number));
+            state.waiting = thread.is_ok().then_some(number);
         }
-        if state.waiting { Ahead::Waiting } else { Ahead::Nothing }
+        if state.waiting.is_some() { Ahead::Waiting } else { Ahead::Nothing }
     }
 
     pub fn take_fresh(&self) -> Option<OwnedFd> {
@@ -177,8 +190,11 @@ impl KernelLock {
         Some(duplicate.into())
     }
 
+    /// Gives it back, and wants it no more: a thread that waits for it lets go of it when it comes.
     pub fn unlock(&self) {
-        if let Some(held) = self.inner.state().held.take() {
+        let mut state = self.inner.state();
+        state.waiting = None;
+        if let Some(held) = state.held.take() {
             // Explicitly: duplicates of the description may live on elsewhere.
             let _ = set(&held.file, libc::F_UNLCK, self.inner.byte, false);
         }
@@ -214,14 +230,17 @@ impl Inner {
         }
     }
 
-    /// The thread of `taken`.
-    fn wait(&self) {
+    /// The thread of `taken`, of that number.
+    fn wait(&self, number: u64) {
         loop {
             let taken = self.open().and_then(|file| {
                 set(&file, libc::F_WRLCK, self.byte, true)?;
                 self.verified(file)
             });
             let mut state = self.state();
+            if state.waiting != Some(number) {
+                return; // nobody wants it any more; it goes with its description
+            }
             match taken {
                 Ok(Some(held)) => {
                     state.held = Some(held);
@@ -231,7 +250,7 @@ impl Inner {
                 // The next look says why.
                 Err(_) => {}
             }
-            state.waiting = false;
+            state.waiting = None;
             drop(state);
             return self.granted.notify_waiters();
         }
@@ -255,8 +274,9 @@ impl Inner {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(),
             Err(error) => Err(error),
             Ok(file) => {
-                // Whoever may write the database may lock it.
+                // Whoever may write the database may lock it, also when root made this file.
                 if let Ok(metadata) = fs::metadata(&self.database) {
+                    let _ = std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()));
                     let _ = file.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o666));
                 }
                 Ok(file)
@@ -288,13 +308,15 @@ pub fn holders(path: &Path, byte: i64) -> Vec<i32> {
     processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| has_lock(*pid, side, byte)).collect()
 }
 
+/// First what locks a descriptor has, then which file it is: a file on a dead network mount must not be touched.
 fn has_lock(pid: i32, side: Identity, byte: i64) -> bool {
-    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    let byte = byte.to_string();
+    let locks = |line: &str| line.starts_with("lock:") && line.split_whitespace().rev().nth(1) == Some(&byte);
     fds.flatten().any(|fd| {
-        fs::metadata(fd.path()).is_ok_and(|metadata| Identity::of(&metadata) == side)
-            && fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_string_lossy())).is_ok_and(|info| {
-                info.lines().any(|line| line.starts_with("lock:") && line.split_whitespace().rev().nth(1) == Some(&byte.to_string()))
-            })
+        fs::read_to_string(fd.path()).is_ok_and(|info| info.lines().any(locks))
+            && fs::metadata(format!("/proc/{pid}/fd/{}", fd.file_name().to_string_lossy()))
+                .is_ok_and(|metadata| Identity::of(&metadata) == side)
     })
 }
 

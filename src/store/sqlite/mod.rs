@@ -68,6 +68,8 @@ struct Worker {
     /// A write of ours was confirmed in a file that is no longer at the path.
     replaced: bool,
     has_written: bool,
+    /// The token of the last claim, and the side file whose lock the command inherits.
+    claimed: Option<(Token, Option<lock::Identity>)>,
     /// Wall clock minus boottime when this process started, in milliseconds.
     wall_offset: i64,
 }
@@ -168,9 +170,9 @@ pub fn lock_holders(database: &Path, name: &LeaseName) -> Vec<i32> {
     lock::holders(&side_file(database), lock::byte_of(name.as_str()))
 }
 
-/// The name of lockrun's own record beside an application's table.
+/// The name of lockrun's own record beside an application's table. SQLite's names of tables ignore case.
 pub fn app_lease(table: &str) -> LeaseName {
-    LeaseName::new(format!("table:{table}"))
+    LeaseName::new(format!("table:{}", table.to_ascii_lowercase()))
 }
 
 impl Worker {
@@ -184,6 +186,7 @@ impl Worker {
             patience: Arc::default(),
             replaced: false,
             has_written: false,
+            claimed: None,
             wall_offset,
             settings,
         }
@@ -276,9 +279,16 @@ impl Worker {
 
     fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
         let side = match self.lock.as_ref().map(|lock| lock.look()) {
-            Some(Standing::Ours { side, .. }) => Some(side.to_string()),
+            Some(Standing::Ours { side, .. }) => Some(side),
             Some(Standing::Others | Standing::Unsupported(_)) | None => None,
         };
+        // A lock that was taken later (the side file was removed) is the guard's, not the command's: that one is free says
+        // nothing about what the command left.
+        let inherited = match self.claimed {
+            Some((token, inherited)) if token == record.token => inherited,
+            Some(_) | None => side,
+        };
+        let side = side.filter(|side| Some(*side) == inherited).map(|side| side.to_string());
         let stamp = Stamp {
             boot_id: self.boot.as_ref().map(|boot| boot.id.clone()).unwrap_or_default(),
             asked_boot_ns: self.boot.as_ref().map_or(0, |boot| boot.to_host(record.asked_at)),
@@ -288,6 +298,7 @@ impl Worker {
         let swap = database.swap(name, expect, record, &stamp, self.app_table.as_ref())?;
         if let Swap::Done(_) = swap {
             self.has_written = true;
+            self.claimed = Some((record.token, inherited));
             self.replaced = false;
         }
         Ok(swap)
@@ -309,8 +320,8 @@ impl Worker {
 /// Evidence about the holder of lockrun's own record. `now` was read before the row was.
 fn evidence(row: &LeaseRow, boot: Option<&Boot>, standing: Option<&Standing>, now: Moment) -> Evidence {
     let Some(boot) = boot.filter(|boot| boot.id == row.boot_id) else { return Evidence::NoClock };
-    let age_ns = boot.to_host(now) - row.asked_boot_ns;
-    let Ok(age_ns) = u64::try_from(age_ns) else {
+    let age_ns = boot.to_host(now).checked_sub(row.asked_boot_ns).and_then(|age_ns| u64::try_from(age_ns).ok());
+    let Some(age_ns) = age_ns else {
         return Evidence::NoClock; // from this boot's future: somebody wrote what is not so
     };
     let left = row.record.ttl.saturating_sub(Duration::from_nanos(age_ns));
