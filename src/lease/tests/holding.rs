@@ -108,9 +108,9 @@ fn kill_waits_for_no_grace_that_the_lease_does_not_have() {
 #[test]
 fn a_reply_that_comes_with_the_deadline_comes_after_it() {
     let mut run = holding(settings());
-    run.silence_until(47.0);
-    let mine = run.record().clone();
-    assert_eq!(orders(&run.shows(48.5, seen(&mine, 40.0)))[0], &Action::Stop(T1, Scope::Command));
+    assert_eq!(writes(&run.tick(48.4)).len(), 1, "woken late, in time to ask");
+    let actions = run.done(48.5);
+    assert_eq!(orders(&actions)[0], &Action::Stop(T1, Scope::Command));
 }
 
 #[test]
@@ -367,6 +367,7 @@ fn signals_go_to_the_command_and_kill_after_counts_from_the_first_that_ends_it()
     assert_eq!(run.handle(0.5, Event::Signal { number: 10, ends: false }), [Action::Forward(T1, 10)]);
     assert_eq!(run.signal(1.0, 15), [Action::Forward(T1, 15)]);
     assert_eq!(run.signal(3.0, 15), [Action::Forward(T1, 15)]);
+    assert_eq!(run.machine.deadline(), Some(at(4.0)));
     assert_eq!(run.tick(3.9), []);
     assert_eq!(run.tick(4.0), [Action::Kill(T1), Action::Report(Report::Killed(Killed::KillAfter))]);
 }
