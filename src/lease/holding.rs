@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::event::{Action, GuardEvent, InFlight, Killed, Lost, Outbox, Outcome, Reply, Report, Scope, Tenure};
-use super::machine::{OnLost, Settings};
+use super::machine::{Next, OnLost, Settings};
 use super::record::{Finding, KernelLock, Record, Snapshot, Swap, Version};
 use super::time::{Moment, Now};
 use super::timing::{RELEASE_TIME, Timing};
@@ -12,13 +12,6 @@ use super::timing::{RELEASE_TIME, Timing};
 /// A guard that has not answered to SPAWN by then (or by a quarter of the TTL) is stopped.
 const SPAWN_TIME: Duration = Duration::from_secs(10);
 use crate::exit::Ended;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Next {
-    Hold,
-    WaitAgain,
-    Exit(Outcome),
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Tree {
@@ -163,7 +156,7 @@ impl Holding {
                 out.swap(now, self.version.clone(), record);
             }
         }
-        Next::Hold
+        Next::Stay
     }
 
     /// The rules of TERM and KILL.
@@ -292,7 +285,7 @@ impl Holding {
                 self.on_snapshot(now, snapshot, settings, out);
             }
         }
-        Next::Hold
+        Next::Stay
     }
 
     fn on_snapshot(&mut self, now: Now, snapshot: Snapshot, settings: &Settings, out: &mut Outbox) {

@@ -5,7 +5,7 @@
 //!
 //! - [`timing`]: `renew_at < term_at ≤ kill_at < dead_by < asked_at + ttl`; settings that cannot hold are refused.
 //! - [`claim`]: the waiter's judgement on one snapshot.
-//! - [`machine`] and `holding`: waiting, claiming, renewing, ending, releasing.
+//! - [`machine`], with `waiting` (judge, claim) and `holding` (renew, end, release).
 //! - [`event`]: what goes in and out. [`record`]: what a store keeps.
 
 pub mod claim;
@@ -15,6 +15,7 @@ pub mod machine;
 pub mod record;
 pub mod time;
 pub mod timing;
+mod waiting;
 
 pub use event::{Action, Event, GuardEvent, Killed, Lost, Outcome, Reply, Report, Request, Scope, SpawnError, Tenure};
 pub use machine::{Machine, OnLost, Settings, Wait};
