@@ -273,10 +273,11 @@ impl World {
             let span = self.random.within(0..=self.ttl);
             self.mine(span, node, What::ChildrenEnd(tenure));
         }
+        if !children {
+            self.nodes[node].guard.tree = None;
+        }
+        // One that kills says so when its pass has found nothing.
         if early || !children && !killing {
-            if !children {
-                self.nodes[node].guard.tree = None;
-            }
             self.say(node, GuardEvent::Empty(tenure));
         }
     }
