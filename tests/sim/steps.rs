@@ -262,7 +262,7 @@ impl World {
         tree.command = false;
         tree.children = tree.leaves_children && !guard.dead;
         let children = tree.children;
-        if guard.dead {
+        if guard.dead || guard.stopped {
             return; // the rest is told when all is reaped
         }
         let killing = guard.killing;
@@ -285,7 +285,7 @@ impl World {
     fn children_end(&mut self, node: usize, tenure: Tenure) {
         let guard = &mut self.nodes[node].guard;
         let done = guard.tree.as_ref().is_some_and(|tree| tree.tenure == tenure && !tree.command && tree.children);
-        if done && !guard.killing && !guard.dead {
+        if done && !guard.killing && !guard.dead && !guard.stopped {
             guard.tree = None;
             self.say(node, GuardEvent::Empty(tenure));
         }
@@ -393,7 +393,8 @@ impl World {
                 self.mine(delay, node, What::SocketClosed);
             }
             5 if whole && guarded => self.guard_dies(node),
-            6 if whole && guarded => {
+            // One that is stopped while it kills dies of its timer too; that it had begun changes nothing.
+            6 if whole && guarded && !self.nodes[node].guard.killing => {
                 self.note(|| format!("{node}: the guard is stopped"));
                 self.nodes[node].guard.stopped = true;
                 self.watch_stopped_guard(node, span);
