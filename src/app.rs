@@ -97,7 +97,7 @@ fn with_path(target: &Target, outcome: &Outcome) -> Outcome {
 async fn front(run: &Run, forked: guard::Forked, terminal: bool) -> Result<Outcome, Failure> {
     let name = run.target.lease();
     for warning in &run.target.place.warnings {
-        report::warn(&name, "warning", warning.as_str());
+        report::warn(&name, warning.as_str());
     }
     let store = store(&run.target, Open::Create);
     let guard = Guard::new(forked).map_err(no_resource)?;

@@ -92,8 +92,8 @@ fn line(report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) -> Option<(Lev
 }
 
 /// A line that is no report of the machine's.
-pub fn warn(name: &LeaseName, event: &'static str, msg: impl Into<String>) {
-    emit(name, Level::WARN, Line::new(event, msg));
+pub fn warn(name: &LeaseName, msg: impl Into<String>) {
+    emit(name, Level::WARN, Line::new("warning", msg));
 }
 
 fn waiting(holder: Option<&Holder>, acquired_ms: Option<i64>, left: Option<Duration>, blockers: Option<Vec<i32>>) -> Line {

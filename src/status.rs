@@ -166,6 +166,8 @@ struct Check {
     term_after_ms: u64,
     kill_after_ms: u64,
     dead_after_ms: u64,
+    /// Of the lease, if it is not held: what keeps the next copy out.
+    blocked_by_pids: Vec<i32>,
     warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     holds: Option<bool>,
@@ -175,11 +177,14 @@ struct Check {
 pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<Answer, Failure> {
     let mut journal_mode = None;
     let mut holds = token.map(|_| false);
+    let mut blocked_by_pids = Vec::new();
+    let lock_trouble = sqlite::lock_trouble(&target.place.path);
     if target.place.exists {
         journal_mode = Some(failure(target, viewer(target).probe().await)?);
         let name = target.lease();
         for (_, snapshot) in all(target).await?.into_iter().filter(|(candidate, _)| *candidate == name) {
             let lock = Lock::new(target, &name, snapshot);
+            blocked_by_pids.clone_from(&lock.blocked_by_pids);
             holds = token.map(|token| lock.state == State::Held && lock.token == Some(token));
         }
     }
@@ -198,7 +203,8 @@ pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<An
         term_after_ms: millis(timing.term_at(zero).since(zero)),
         kill_after_ms: millis(timing.kill_at(zero).since(zero)),
         dead_after_ms: millis(timing.dead_by(zero).since(zero)),
-        warnings: target.place.warnings.clone(),
+        blocked_by_pids,
+        warnings: target.place.warnings.iter().cloned().chain(lock_trouble).collect(),
         holds,
     };
     let code = if holds == Some(false) { exit::NO } else { 0 };
@@ -226,11 +232,15 @@ impl Check {
         );
         let _ = writeln!(
             text,
-            "one machine only: any number of processes, and of containers that mount this folder; after a kill -9 of a whole \
-             tree the next one starts within about 1 s (kernel lock)"
+            "one machine only: any number of processes, and of containers that mount this folder; with the kernel lock the \
+             next one starts about 1 s after a kill -9 of a whole tree, without it after the ttl"
         );
         for warning in &self.warnings {
             let _ = writeln!(text, "warning: {warning}");
+        }
+        if !self.blocked_by_pids.is_empty() {
+            let pids = self.blocked_by_pids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ");
+            let _ = writeln!(text, "processes of an old holder have the kernel lock and keep the next copy out; end them: kill {pids}");
         }
         match self.holds {
             None => {}

@@ -196,7 +196,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
             self.guard.send_lock(self.machine.tenure(), &lock);
         }
         if let Some(warning) = self.store.warning() {
-            report::warn(self.name, "waiting", warning);
+            report::warn(self.name, warning);
         }
         Event::Reply { request, reply }
     }
@@ -205,7 +205,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
     fn stop_myself(&mut self) {
         self.suspend = false;
         if self.machine.is_holding() {
-            report::warn(self.name, "waiting", "stopped with the command; the lease runs out unless both are continued in time");
+            report::warn(self.name, "stopped with the command; the lease runs out unless both are continued in time");
         }
         logging::flush();
         // SAFETY: no pointers. Returns when the process is continued.

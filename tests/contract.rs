@@ -375,7 +375,8 @@ fn a_busy_database_is_unknown_within_one_attempt() {
 }
 
 /// Each makes the row of a held lease into one that lockrun never wrote.
-const STRANGE: [&str; 20] = [
+const STRANGE: [&str; 23] = [
+    "ttl_ms = 0",
     "ttl_ms = -1",
     "ttl_ms = 'long'",
     "ttl_ms = 1e300",
@@ -395,6 +396,8 @@ const STRANGE: [&str; 20] = [
     "stopping = 'yes'",
     "asked_boot_ns = 9223372036854775807",
     "asked_boot_ns = 'now'",
+    "asked_boot_ns = -1",
+    "asked_boot_ns = -9223372036854775807 - 1",
     "boot_id = x'00'",
 ];
 

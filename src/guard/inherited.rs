@@ -18,6 +18,7 @@ fn bit(signal: i32) -> u64 {
 
 // SAFETY: the section holds pointers to functions of this kind, and `record` needs nothing that is set up later.
 // Runs before `main`, where std sets SIGPIPE to ignored and opens /dev/null on closed descriptors.
+// SAFETY: the section holds pointers to functions of this type, which the C runtime calls once, before `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static RECORD: extern "C" fn() = record;

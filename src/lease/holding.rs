@@ -64,6 +64,7 @@ pub(super) struct Holding {
     guard: Guard,
     /// The guard has told by then that it has started the command.
     spawn_by: Moment,
+    attempt: Duration,
     lost: Option<Lost>,
     lost_said: bool,
     claim: Claim,
@@ -73,7 +74,7 @@ pub(super) struct Holding {
 }
 
 impl Holding {
-    pub fn new(tenure: Tenure, record: Record, version: Version, confirmed_at: Moment) -> Holding {
+    pub fn new(tenure: Tenure, record: Record, version: Version, confirmed_at: Moment, attempt: Duration) -> Holding {
         Holding {
             tenure,
             record,
@@ -90,6 +91,7 @@ impl Holding {
             killed_at: None,
             guard: Guard::Silent,
             spawn_by: confirmed_at,
+            attempt,
             lost: None,
             lost_said: false,
             claim: Claim::Ours,
@@ -299,12 +301,15 @@ impl Holding {
             return self.confirm(now, asked_at, settings, out);
         }
         // Another file lies at the database's path, but the kernel lock there is still ours: nobody else runs by it.
-        let older = snapshot.token().is_none_or(|token| token <= self.record.token);
+        let older = snapshot.token().is_none_or(|token| token < self.record.token);
         let replaced = snapshot.finding == Finding::Replaced;
         if replaced && snapshot.lock == KernelLock::Ours && older && self.tree != Tree::Empty {
             out.report(Report::PutBack);
             out.swap(now, snapshot.version, self.record.clone());
             return;
+        }
+        if self.tree == Tree::Empty && snapshot.holder().is_none() && snapshot.token() == Some(self.record.token) {
+            out.report(Report::Released); // by the guard's last will, or by us with the reply lost
         }
         let lost = match snapshot.record.and_then(|record| record.holder) {
             Some(holder) => Lost::TakenBy(holder),
@@ -402,7 +407,8 @@ impl Holding {
         if self.tree != Tree::Empty {
             self.tree = Tree::Empty;
             self.next_at = now.at;
-            self.release_by = Some(now.at + RELEASE_TIME);
+            // A request in flight is waited for first.
+            self.release_by = Some(now.at + RELEASE_TIME.max(2 * self.attempt));
         }
     }
 

@@ -198,7 +198,7 @@ impl Machine {
         let token = record.token;
         let timing = &self.settings.timing;
         let in_time = asked_at.filter(|asked_at| now.at < timing.term_at(*asked_at));
-        let mut holding = Holding::new(self.tenure, record, version, asked_at.unwrap_or_default());
+        let mut holding = Holding::new(self.tenure, record, version, asked_at.unwrap_or_default(), timing.attempt);
         match (leave, in_time) {
             (Some(outcome), _) => holding.give_back(now, Some(outcome)),
             (None, None) => {

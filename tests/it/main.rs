@@ -9,5 +9,6 @@ mod interop;
 mod many;
 mod origin;
 mod process;
+mod removed;
 mod scheduler;
 mod settings;

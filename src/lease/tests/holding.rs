@@ -251,9 +251,9 @@ fn a_release_that_cannot_be_confirmed_runs_out_by_itself() {
     run.guard(1.0, GuardEvent::Exited(T1, Ended::Code(0), vec![]));
     run.guard(1.0, GuardEvent::Empty(T1));
     run.reply(1.1, unknown());
-    run.silence_until(3.0);
-    let actions = run.tick(3.0);
-    assert_eq!(reports(&actions), [&Report::ReleaseUnconfirmed { runs_out_in: secs(57.0) }]);
+    run.silence_until(6.0);
+    let actions = run.tick(6.0);
+    assert_eq!(reports(&actions), [&Report::ReleaseUnconfirmed { runs_out_in: secs(54.0) }], "two attempts");
     assert_eq!(outcome(&actions), Some(&Outcome::Command(Ended::Code(0))));
 }
 
@@ -412,14 +412,18 @@ fn a_guard_that_dies_while_a_late_grant_is_given_back_ends_the_run() {
 
 #[test]
 fn a_release_that_is_confirmed_after_it_was_given_up_is_no_claim() {
-    let mut run = claiming(settings());
-    run.done(0.1);
+    let mut run = granted(settings());
+    let claimed = run.record().clone();
     run.guard(0.2, GuardEvent::Over(T1));
+    run.reply(0.3, unknown());
+    run.silence_until(3.0);
+    run.shows(3.0, seen(&claimed, 57.0));
     let (release, free) = (run.request, version(run.record()));
-    let actions = run.tick(2.2);
+    assert!(run.record().holder.is_none(), "released again, and that is on its way");
+    let actions = run.tick(5.2);
     assert!(matches!(reports(&actions)[..], [Report::ReleaseUnconfirmed { .. }]));
     assert_eq!(reads(&actions), 1, "back to waiting");
     let late = Event::Reply { request: release, reply: Reply::Swapped(Swap::Done(free)) };
-    assert_eq!(run.handle(2.3, late), []);
+    assert_eq!(run.handle(5.3, late), []);
     assert!(!run.machine.is_holding(), "the record is free, and another may take it");
 }

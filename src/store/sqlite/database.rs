@@ -384,7 +384,7 @@ fn upsert(connection: &Connection, name: &LeaseName, record: &Record, stamp: &St
 /// A row as anybody may have written it: what cannot be read is an error, never a guess.
 fn lease_row(row: &Row<'_>) -> rusqlite::Result<LeaseRow> {
     let ttl_ms: i64 = row.get(8)?;
-    let ttl = u64::try_from(ttl_ms).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(8, ttl_ms))?;
+    let ttl = u64::try_from(ttl_ms).ok().filter(|ttl| *ttl > 0).ok_or(rusqlite::Error::IntegralValueOutOfRange(8, ttl_ms))?;
     let holder = row.get::<_, Option<String>>(3)?.map(|id| -> rusqlite::Result<Holder> {
         let command = row.get::<_, Option<String>>(7)?.unwrap_or_default();
         Ok(Holder {

@@ -302,6 +302,19 @@ fn set(file: &File, kind: libc::c_int, byte: i64, wait: bool) -> Result<(), Errn
     }
 }
 
+/// Why the kernel lock of a database could not be taken, for `check`; changes nothing.
+pub fn trouble(database: &Path) -> Option<String> {
+    let path = side_file(database);
+    let shown = path.display();
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if !metadata.is_file() => Some(format!("{shown}: not a plain file; remove it")),
+        Ok(_) => nix::unistd::eaccess(&path, nix::unistd::AccessFlags::R_OK | nix::unistd::AccessFlags::W_OK)
+            .err()
+            .map(|errno| format!("{shown}: {}; give it the owner and mode of the database", errno.desc().to_lowercase())),
+        Err(_) => None, // it will be made
+    }
+}
+
 pub fn holders(path: &Path, byte: i64) -> Vec<i32> {
     let Ok(side) = fs::metadata(path).map(|metadata| Identity::of(&metadata)) else { return Vec::new() };
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };

@@ -22,7 +22,7 @@ use boot::Boot;
 pub use database::Open;
 use database::{Database, LeaseRow, Stamp};
 use lock::Standing;
-pub use lock::side_file;
+pub use lock::{side_file, trouble as lock_trouble};
 pub use place::{Place, look};
 
 /// The version of the SQLite that is bundled.
@@ -321,8 +321,8 @@ impl Worker {
 fn evidence(row: &LeaseRow, boot: Option<&Boot>, standing: Option<&Standing>, now: Moment) -> Evidence {
     let Some(boot) = boot.filter(|boot| boot.id == row.boot_id) else { return Evidence::NoClock };
     let age_ns = boot.to_host(now).checked_sub(row.asked_boot_ns).and_then(|age_ns| u64::try_from(age_ns).ok());
-    let Some(age_ns) = age_ns else {
-        return Evidence::NoClock; // from this boot's future: somebody wrote what is not so
+    let Some(age_ns) = age_ns.filter(|_| row.asked_boot_ns >= 0) else {
+        return Evidence::NoClock; // from before this boot or its future: somebody wrote what is not so
     };
     let left = row.record.ttl.saturating_sub(Duration::from_nanos(age_ns));
     match standing {

@@ -214,7 +214,7 @@ impl Running {
     }
 
     pub fn wait_for_stderr(&self, text: &str) {
-        wait_until(&format!("{text:?} on stderr"), || self.stderr().contains(text));
+        wait_until_or(|| self.stderr().contains(text), || panic!("{text:?} on stderr: not within {PATIENCE:?}: {}", self.stderr()));
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -1,0 +1,98 @@
+//! What is taken away under a holder: files of the database, the guard. No two commands for longer than the design allows,
+//! and no lease held for nothing.
+
+use nix::sys::signal::Signal;
+
+use crate::common::gate::Gate;
+use crate::common::tables::{Table, open, own_row};
+use crate::common::{Running, Scene, alive, signal, wait_until};
+
+fn commands_alive(scene: &Scene) -> usize {
+    scene.starts().iter().filter(|(_, pid)| alive(*pid)).count()
+}
+
+/// Starts a holder, runs `remove`, starts another copy: in the end one of them runs its command.
+fn one_is_left_after(remove: impl FnOnce(&Scene)) {
+    let scene = Scene::new();
+    let script = scene.witness("exec sleep 1000");
+    let holder = scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    scene.wait_for_starts(1);
+    remove(&scene);
+    let next = scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    // Either the newcomer waits, or it runs and the holder has found out.
+    wait_until("a decision", || next.stderr().contains("waiting") || holder.stderr().contains("lost"));
+    wait_until("one command", || commands_alive(&scene) == 1);
+    let winner = scene.starts().into_iter().find(|(_, pid)| alive(*pid)).expect("one runs");
+    assert!(winner.1 > 0 && commands_alive(&scene) == 1);
+}
+
+fn remove(scene: &Scene, endings: &[&str]) {
+    for ending in endings {
+        std::fs::remove_file(scene.path(&format!("x.db{ending}"))).expect("it was there");
+    }
+}
+
+#[test]
+fn a_log_and_a_side_file_that_were_removed_leave_one_command_running() {
+    one_is_left_after(|scene| remove(scene, &["-wal", "-shm", "-lockrun"]));
+}
+
+#[test]
+fn a_log_that_was_removed_leaves_one_command_running() {
+    one_is_left_after(|scene| remove(scene, &["-wal", "-shm"]));
+}
+
+#[test]
+fn a_database_that_was_removed_whole_leaves_one_command_running() {
+    one_is_left_after(|scene| remove(scene, &["", "-wal", "-shm", "-lockrun"]));
+}
+
+#[test]
+fn a_database_that_was_removed_alone_is_put_back_and_nobody_is_disturbed() {
+    let scene = Scene::new();
+    let script = scene.witness("exec sleep 1000");
+    let mut holder = scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    let token = scene.wait_for_starts(1)[0].0;
+    remove(&scene, &["", "-wal", "-shm"]);
+    holder.wait_for_stderr("put back");
+    let mut row = None;
+    wait_until("the record", || {
+        row = own_row(&open(&scene.db()), "default");
+        row.is_some()
+    });
+    assert_eq!(row.expect("just found").token, token);
+    let refused = scene.run(&mut scene.lockrun(["-n", "--", "sh", "-c", &script]));
+    assert_eq!(refused.code(), 75, "{}", refused.stderr);
+    assert!(holder.is_running() && commands_alive(&scene) == 1);
+}
+
+#[test]
+fn an_applications_table_is_one_lease_however_its_name_is_spelt() {
+    let scene = Table::App.scene();
+    let mut gate = Gate::new(&scene, "go");
+    let script = scene.witness("read gate <go");
+    let holder = scene.start(&mut scene.lockrun(["--table", "scheduler_lock", "--", "sh", "-c", &script]));
+    scene.wait_for_starts(1);
+    let refused = scene.run(&mut scene.lockrun(["-n", "--table", "Scheduler_LOCK", "--", "sh", "-c", &script]));
+    assert_eq!(refused.code(), 75, "{}", refused.stderr);
+    gate.open();
+    assert_eq!(holder.finish().code(), 0);
+    assert_eq!(scene.starts().len(), 1);
+}
+
+#[test]
+fn a_waiter_whose_guard_is_stopped_does_not_hold_the_lease_for_nothing() {
+    let scene = Scene::new();
+    let mut gate = Gate::new(&scene, "go");
+    let script = scene.witness("read gate <go");
+    let holder = scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    scene.wait_for_starts(1);
+    let stuck: Running = scene.start(&mut scene.lockrun(["--", "touch", "ran"]));
+    stuck.wait_for_stderr("waiting");
+    signal(stuck.guard(), Signal::SIGSTOP);
+    gate.open();
+    assert_eq!(holder.finish().code(), 0);
+    assert_eq!(stuck.finish().code(), 76);
+    assert!(!scene.path("ran").exists());
+    assert_eq!(scene.run(&mut scene.lockrun(["--", "true"])).code(), 0);
+}
