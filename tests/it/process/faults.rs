@@ -130,11 +130,13 @@ fn t36_front_and_guard_both_killed_end_the_command_and_what_lives_on_keeps_the_n
     let holder = start_tree(&scene, lockrun(&scene, [""; 0]));
     let next = next_copy(&scene, lockrun(&scene, [""; 0]));
     let guard = holder.guard();
-    // Neither acts between the two kills.
-    signal(guard, Signal::SIGSTOP);
-    wait_until("a stopped guard", || state(guard) == Some('T'));
-    holder.signal(Signal::SIGKILL);
+    // Neither acts between the two kills. It is the front that is stopped: its death would wake a stopped guard, whose
+    // process group it leaves orphaned (SIGHUP and SIGCONT, setpgid(2)).
+    let front = holder.pid();
+    signal(front, Signal::SIGSTOP);
+    wait_until("a stopped front", || state(front) == Some('T'));
     signal(guard, Signal::SIGKILL);
+    holder.signal(Signal::SIGKILL);
     let main = member(&scene, "main");
     wait_until("the end of the command", || !roster::is_alive(&main));
     let rest = roster::alive(scene.dir());
