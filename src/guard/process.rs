@@ -2,15 +2,13 @@
 //! duty: nothing below it is alive after the deadline that it was last given, or once the front is dead. Then, when
 //! nothing is left, it gives the lease back in the front's place (the last will).
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, send};
+use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
@@ -18,12 +16,14 @@ use nix::unistd::{ForkResult, fork};
 
 use super::spawn::{self, Job, Starting};
 use super::tree::{self, Killing, Waited};
-use super::wire::{self, FromGuard, ToGuard};
+use super::wire::{self, FromGuard, Received, ToGuard};
 use crate::exit::Ended;
 use crate::lease::{GuardEvent, Moment, RELEASE_TIME, Scope, Tenure, Token};
 
 /// While it kills, the guard shows that it is not stopped by pushing its own death so far away, again and again.
 const SELF_KILL_WHILE_KILLING: Duration = Duration::from_secs(1);
+/// So many looks for what a command left, a millisecond apart; then all that is there counts, dead as it may look.
+const WALKS: u32 = 20;
 /// The last will is given up then; it gives up by itself before.
 const WILL_TIME: Duration = Duration::from_millis(RELEASE_TIME.as_millis() as u64 + 500);
 
@@ -62,6 +62,8 @@ struct TenureState {
     ended: Option<Ended>,
     /// What it left was told, or there was nothing.
     left_told: bool,
+    /// How often what is left was looked for in vain.
+    walks: u32,
     killing: Option<Killing>,
     /// Nothing lives and nothing will start.
     over: bool,
@@ -139,22 +141,14 @@ impl<'a> Guard<'a> {
 
     fn receive(&mut self) {
         while !self.front_dead {
-            let mut bytes = [0; wire::MAX];
-            let mut iov = [IoSliceMut::new(&mut bytes)];
-            let mut space = nix::cmsg_space!([libc::c_int; 1]);
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-            let (length, lock) = match recvmsg::<()>(self.socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
-                Ok(message) => (message.bytes, received_fd(message.cmsgs())),
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return,
-                Err(_) => (0, None),
-            };
-            if length == 0 {
-                self.front_dead = true;
-                return self.begin_to_kill();
-            }
-            if let Some(message) = ToGuard::decode(&bytes[..length]) {
-                self.on_message(message, lock);
+            match wire::receive(&self.socket) {
+                Received::Message(message, lock) => self.on_message(message, lock),
+                Received::NotUnderstood => {}
+                Received::NothingYet => return,
+                Received::Closed => {
+                    self.front_dead = true;
+                    self.begin_to_kill();
+                }
             }
         }
     }
@@ -184,7 +178,14 @@ impl<'a> Guard<'a> {
             return self.say(GuardEvent::Over(tenure));
         }
         match message {
-            ToGuard::Lock(_) => self.tenure.locks.extend(lock),
+            ToGuard::Lock(_) => match lock {
+                Some(lock) => self.keep(lock),
+                None => {
+                    // No descriptor was free for it: nothing may start that others could not see.
+                    self.tenure.over = true;
+                    self.say(GuardEvent::Over(tenure));
+                }
+            },
             ToGuard::Deadline(_, at) => self.extend(at),
             ToGuard::Spawn(_, token) => self.spawn(token),
             ToGuard::Signal(_, number) => {
@@ -196,6 +197,13 @@ impl<'a> Guard<'a> {
             ToGuard::Kill(_) => self.begin_to_kill(),
             ToGuard::Bye => unreachable!("handled above"),
         }
+    }
+
+    /// Before the command starts only the newest counts. After that the command has the first, and a newer one (of a side
+    /// file that was made anew) is kept beside it.
+    fn keep(&mut self, lock: OwnedFd) {
+        self.tenure.locks.truncate(usize::from(self.tenure.command.is_some()));
+        self.tenure.locks.push(lock);
     }
 
     /// A deadline that has passed is passed: `look_at_the_clock` has run since, and kills.
@@ -317,6 +325,7 @@ impl<'a> Guard<'a> {
             self.tenure.command = None;
             self.tenure.ended = ended;
             self.tenure.left_told = false;
+            self.tenure.walks = 0;
         }
         if let Some(ended) = self.tenure.ended {
             self.tell_end(ended, none_left);
@@ -329,7 +338,12 @@ impl<'a> Guard<'a> {
     fn tell_end(&mut self, ended: Ended, none_left: bool) {
         let tenure = self.tenure.number;
         if !self.tenure.left_told {
-            let left = if none_left { Vec::new() } else { tree::living_descendants() };
+            self.tenure.walks += 1;
+            let left = match none_left {
+                true => Vec::new(),
+                false if self.tenure.walks < WALKS => tree::living_descendants(),
+                false => tree::descendants(), // whatever they look like
+            };
             if none_left || !left.is_empty() {
                 self.tenure.left_told = true;
                 self.say(GuardEvent::Exited(tenure, ended, left));
@@ -411,17 +425,4 @@ fn timespec(at: Moment) -> TimeSpec {
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::POLLIN)
-}
-
-fn received_fd(messages: nix::Result<nix::sys::socket::CmsgIterator<'_>>) -> Option<OwnedFd> {
-    let mut found = None;
-    for message in messages.ok()? {
-        if let ControlMessageOwned::ScmRights(fds) = message {
-            for fd in fds {
-                // SAFETY: the kernel has just made it for us.
-                found = Some(unsafe { OwnedFd::from_raw_fd(fd) });
-            }
-        }
-    }
-    found
 }

@@ -42,6 +42,7 @@ pub struct Starting {
 
 const STEP_EXEC: u8 = 0;
 const STEP_DIRECTORY: u8 = 1;
+const STEP_FORK: u8 = 2;
 
 impl Starting {
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -56,7 +57,11 @@ impl Starting {
             None => Ok(()),
             Some((step, errno)) => {
                 let errno = errno.try_into().map_or(libc::EIO, i32::from_le_bytes);
-                Err(if *step == STEP_DIRECTORY { SpawnError::Directory(errno) } else { SpawnError::Exec(errno) })
+                Err(match *step {
+                    STEP_DIRECTORY => SpawnError::Directory(errno),
+                    STEP_FORK => SpawnError::Fork(errno),
+                    _ => SpawnError::Exec(errno),
+                })
             }
         }
     }
@@ -105,7 +110,10 @@ fn child(
         return (STEP_DIRECTORY, errno);
     }
     for lock in locks {
-        keep_open(lock);
+        // Without it nobody would see that this command lives on.
+        if let Err(errno) = keep_open(lock) {
+            return (STEP_FORK, errno);
+        }
     }
     let environment = environment(getpid());
     inherited::restore();
@@ -117,13 +125,10 @@ fn child(
 
 /// A duplicate without close-on-exec, out of the way of the numbers that programs use, where the limit allows it. The
 /// kernel lock lives as long as the last duplicate.
-fn keep_open(lock: &OwnedFd) {
-    for lowest in [100, 3] {
-        // SAFETY: no pointers; the new descriptor is meant to stay open over exec.
-        if unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_DUPFD, lowest) } >= 0 {
-            return;
-        }
-    }
+fn keep_open(lock: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: no pointers; the new descriptor is meant to stay open over exec.
+    let duplicate = |lowest: libc::c_int| Errno::result(unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_DUPFD, lowest) });
+    duplicate(100).or_else(|_| duplicate(3)).map(drop)
 }
 
 /// The token is set last, so that an outer lockrun's never wins.

@@ -38,12 +38,17 @@ fn children_of(process: &str, found: &mut Vec<i32>) {
     }
 }
 
-/// Not a zombie.
+/// Not a zombie. The leader of a thread group may be one while other threads run.
 pub fn is_alive(pid: i32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The name in parentheses may hold anything; the state is the first letter behind the last parenthesis.
-    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    !matches!(state, Some('Z' | 'X') | None)
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return send(pid, 0) != Err(Errno::ESRCH); // hidden from us, perhaps (hidepid)
+    };
+    // proc_pid_stat(5). The name in parentheses may hold anything; behind the last one come state and, 17 fields on, the
+    // number of threads.
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    let state = fields.next();
+    let threads = fields.nth(16).and_then(|threads| threads.parse::<u64>().ok());
+    !matches!((state, threads), (Some("Z" | "X") | None, None | Some(0..=1)))
 }
 
 pub fn living_descendants() -> Vec<i32> {

@@ -1,6 +1,12 @@
 //! The messages between front and guard: one datagram of a SOCK_SEQPACKET socketpair each, a tag, the tenure, then
 //! little-endian numbers. Both ends are one binary, but a datagram that is not understood is dropped, never guessed at.
 
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{CmsgIterator, ControlMessageOwned, MsgFlags, recvmsg};
+
 use crate::exit::Ended;
 use crate::lease::{GuardEvent, Moment, Scope, SpawnError, Tenure, Token};
 
@@ -149,6 +155,45 @@ fn parts(bytes: &[u8]) -> Option<(u8, Tenure, Vec<i64>)> {
     let (tenure, rest) = rest.split_first_chunk::<4>()?;
     let (numbers, []) = rest.as_chunks::<8>() else { return None };
     Some((*tag, Tenure(u32::from_le_bytes(*tenure)), numbers.iter().map(|number| i64::from_le_bytes(*number)).collect()))
+}
+
+/// What the guard's end of the socket gave.
+pub enum Received {
+    Message(ToGuard, Option<OwnedFd>),
+    NotUnderstood,
+    NothingYet,
+    /// The front is dead.
+    Closed,
+}
+
+/// Does not wait. A descriptor that comes along is closed on exec.
+pub fn receive(socket: &OwnedFd) -> Received {
+    let mut bytes = [0; MAX];
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!([libc::c_int; 1]);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let (length, lock) = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+            Ok(message) if message.bytes > 0 => break (message.bytes, message.cmsgs().ok().and_then(descriptor)),
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Received::NothingYet,
+            Ok(_) | Err(_) => return Received::Closed,
+        }
+    };
+    ToGuard::decode(&bytes[..length]).map_or(Received::NotUnderstood, |message| Received::Message(message, lock))
+}
+
+fn descriptor(messages: CmsgIterator<'_>) -> Option<OwnedFd> {
+    let mut found = None;
+    for message in messages {
+        if let ControlMessageOwned::ScmRights(fds) = message {
+            for fd in fds {
+                // SAFETY: the kernel has just made it for us; all but the last are closed here.
+                found = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    found
 }
 
 #[cfg(test)]

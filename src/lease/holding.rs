@@ -363,7 +363,8 @@ impl Holding {
             }
             GuardEvent::Killing(tenure) if tenure == self.tenure && self.tree != Tree::Empty => {
                 self.guard = Guard::Kills;
-                if self.killed_at.is_none() {
+                // Before anything was started it kills nothing: `Empty` or `Over` follows.
+                if self.killed_at.is_none() && self.tree == (Tree::Alive { spawned: true }) {
                     // By its own clock: our last deadline did not reach it.
                     self.killed_at = Some(now.at);
                     self.lose(self.why_not_renewed());
@@ -371,7 +372,12 @@ impl Holding {
                 }
             }
             GuardEvent::Survivors(tenure, pids) if tenure == self.tenure => out.report(Report::Survivors(pids)),
-            GuardEvent::Empty(tenure) if tenure == self.tenure => self.tree_is_empty(now),
+            GuardEvent::Empty(tenure) if tenure == self.tenure => {
+                if self.tree == (Tree::Alive { spawned: false }) && self.lost.is_none() {
+                    self.instead.get_or_insert(None); // SPAWN came at or after the guard's deadline
+                }
+                self.tree_is_empty(now);
+            }
             GuardEvent::Over(tenure) if tenure == self.tenure => {
                 match self.tree {
                     Tree::Alive { spawned: false } => self.instead = Some(None),

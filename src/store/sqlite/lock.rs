@@ -23,7 +23,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of(metadata: &fs::Metadata) -> Identity {
+    pub fn of(metadata: &fs::Metadata) -> Identity {
         Identity { dev: metadata.dev(), ino: metadata.ino() }
     }
 }
@@ -62,11 +62,11 @@ struct Inner {
 #[derive(Default)]
 struct State {
     held: Option<Held>,
-    /// Not yet handed to the guard.
-    fresh: bool,
-    /// A thread blocks on the lock for us, if its number is still this one.
-    waiting: Option<u64>,
+    /// Blocks on the lock for us.
+    thread: Option<Waiter>,
     threads: u64,
+    /// Counts what happens to `held`: a look that does I/O meanwhile must not undo it.
+    generation: u64,
     unsupported: Option<String>,
 }
 
@@ -74,6 +74,25 @@ struct Held {
     file: File,
     since: Moment,
     side: Identity,
+    /// A look has shown it.
+    told: bool,
+    /// The guard has it too.
+    handed: bool,
+}
+
+struct Waiter {
+    number: u64,
+    /// Of the file that it waits for, once it has opened it.
+    side: Option<Identity>,
+    /// If not, it lets go of the lock when that comes.
+    wanted: bool,
+}
+
+impl State {
+    fn hold(&mut self, held: Option<Held>) {
+        self.generation += 1;
+        self.held = held;
+    }
 }
 
 /// What a waiter has to expect of the lock.
@@ -82,6 +101,13 @@ enum Ahead {
     Waiting,
     /// Held already, or no use: the caller looks again by time.
     Nothing,
+}
+
+impl Held {
+    fn tell(&mut self) -> Standing {
+        self.told = true;
+        Standing::Ours { since: self.since, side: self.side }
+    }
 }
 
 pub fn side_file(database: &Path) -> PathBuf {
@@ -114,29 +140,47 @@ impl KernelLock {
     /// disk: only for the store's own thread. The state is not held meanwhile, because the front asks for it too.
     pub fn look(&self) -> Standing {
         let inner = &self.inner;
-        let mine = inner.state().held.as_ref().and_then(|held| Some((held.file.try_clone().ok()?, held.since, held.side)));
+        let (generation, mine) = {
+            let state = inner.state();
+            let mine = state.held.as_ref().and_then(|held| Some((held.file.try_clone().ok()?, held.side)));
+            (state.generation, mine)
+        };
         let at_path = inner.side_at_path();
-        if let Some((file, since, side)) = mine.filter(|(_, _, side)| at_path == Some(*side)) {
+        if let Some((file, _)) = mine.filter(|(_, side)| at_path == Some(*side)) {
             // The guard, which shares the description, may have given it back.
-            if set(&file, libc::F_WRLCK, inner.byte, false).is_ok() {
-                return Standing::Ours { since, side };
+            let still = set(&file, libc::F_WRLCK, inner.byte, false).is_ok();
+            let mut state = inner.state();
+            if state.generation != generation {
+                // Given back meanwhile; this very call may have locked it again.
+                let _ = set(&file, libc::F_UNLCK, inner.byte, false);
+                return Standing::Others;
             }
-            inner.state().held = None;
-            return Standing::Others;
+            if !still {
+                state.hold(None);
+                return Standing::Others;
+            }
+            return state.held.as_mut().map_or(Standing::Others, Held::tell);
         }
-        if inner.state().waiting.is_some() {
-            return Standing::Others;
+        {
+            let mut state = inner.state();
+            let waits = |thread: &Waiter| thread.wanted && (thread.side.is_none() || thread.side == at_path);
+            if state.thread.as_ref().is_some_and(waits) {
+                return Standing::Others;
+            }
+            // One that waits for a file that was removed is left to itself.
+            state.thread.take_if(|thread| thread.wanted);
         }
         let taken = inner.try_take();
         let mut state = inner.state();
+        if state.generation != generation {
+            return Standing::Others; // what was taken here goes with its description
+        }
         state.unsupported = None;
         match taken {
             Ok(Some(held)) => {
                 // An older description (of a side file that was removed) goes on in the guard and the command.
-                let standing = Standing::Ours { since: held.since, side: held.side };
-                state.held = Some(held);
-                state.fresh = true;
-                standing
+                state.hold(Some(held));
+                state.held.as_mut().map_or(Standing::Others, Held::tell)
             }
             Ok(None) => Standing::Others,
             Err(error) => {
@@ -164,45 +208,58 @@ impl KernelLock {
 
     fn wait_for_it(&self) -> Ahead {
         let mut state = self.inner.state();
-        if state.held.is_some() && state.fresh {
-            return Ahead::Granted; // since the last look
+        if let Some(held) = &state.held {
+            if !held.told {
+                return Ahead::Granted; // since the last look
+            }
+            if self.inner.side_at_path() == Some(held.side) {
+                return Ahead::Nothing;
+            }
         }
-        let stale = state.held.as_ref().is_some_and(|held| self.inner.side_at_path() != Some(held.side));
-        if state.unsupported.is_some() || (state.held.is_some() && !stale) {
+        if state.unsupported.is_some() {
             return Ahead::Nothing;
         }
-        if state.waiting.is_none() {
-            state.threads += 1;
-            let number = state.threads;
-            let inner = Arc::clone(&self.inner);
-            // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
-            let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait(number));
-            state.waiting = thread.is_ok().then_some(number);
+        if let Some(thread) = &mut state.thread {
+            thread.wanted = true;
+            return Ahead::Waiting;
         }
-        if state.waiting.is_some() { Ahead::Waiting } else { Ahead::Nothing }
+        state.threads += 1;
+        let number = state.threads;
+        let inner = Arc::clone(&self.inner);
+        // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
+        let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait(number));
+        if thread.is_err() {
+            return Ahead::Nothing;
+        }
+        state.thread = Some(Waiter { number, side: None, wanted: true });
+        Ahead::Waiting
     }
 
+    /// A duplicate for the guard, once for each time that the lock is taken.
     pub fn take_fresh(&self) -> Option<OwnedFd> {
         let mut state = self.inner.state();
-        let file = &state.held.as_ref().filter(|_| state.fresh)?.file;
-        let duplicate = file.try_clone().ok()?;
-        state.fresh = false;
+        let held = state.held.as_mut().filter(|held| !held.handed)?;
+        let duplicate = held.file.try_clone().ok()?;
+        held.handed = true;
         Some(duplicate.into())
     }
 
     /// Gives it back, and wants it no more: a thread that waits for it lets go of it when it comes.
     pub fn unlock(&self) {
         let mut state = self.inner.state();
-        state.waiting = None;
-        if let Some(held) = state.held.take() {
+        if let Some(thread) = &mut state.thread {
+            thread.wanted = false;
+        }
+        if let Some(held) = &state.held {
             // Explicitly: duplicates of the description may live on elsewhere.
             let _ = set(&held.file, libc::F_UNLCK, self.inner.byte, false);
         }
+        state.hold(None);
     }
 
     /// The processes with a descriptor that has this byte locked, as fdinfo (proc_pid_fdinfo(5)) shows it.
     pub fn holders(&self) -> Vec<i32> {
-        holders(&self.inner.path, self.inner.byte)
+        super::holders::of(&self.inner.path, self.inner.byte)
     }
 }
 
@@ -234,23 +291,24 @@ impl Inner {
     fn wait(&self, number: u64) {
         loop {
             let taken = self.open().and_then(|file| {
+                let side = Identity::of(&file.metadata()?);
+                if let Some(thread) = self.state().thread.as_mut().filter(|thread| thread.number == number) {
+                    thread.side = Some(side);
+                }
                 set(&file, libc::F_WRLCK, self.byte, true)?;
                 self.verified(file)
             });
             let mut state = self.state();
-            if state.waiting != Some(number) {
-                return; // nobody wants it any more; it goes with its description
-            }
+            let Some(wanted) = state.thread.as_ref().filter(|thread| thread.number == number).map(|thread| thread.wanted) else {
+                return; // left to itself; the lock goes with its description
+            };
             match taken {
-                Ok(Some(held)) => {
-                    state.held = Some(held);
-                    state.fresh = true;
-                }
+                Ok(Some(held)) if wanted => state.hold(Some(held)),
                 Ok(None) => continue,
-                // The next look says why.
-                Err(_) => {}
+                // Not wanted any more; or an error, and the next look says which.
+                Ok(Some(_)) | Err(_) => {}
             }
-            state.waiting = None;
+            state.thread = None;
             drop(state);
             return self.granted.notify_waiters();
         }
@@ -260,7 +318,7 @@ impl Inner {
     fn verified(&self, file: File) -> io::Result<Option<Held>> {
         let side = Identity::of(&file.metadata()?);
         let since = (self.now)();
-        Ok((self.side_at_path() == Some(side)).then_some(Held { file, since, side }))
+        Ok((self.side_at_path() == Some(side)).then_some(Held { file, since, side, told: false, handed: false }))
     }
 
     fn open(&self) -> io::Result<File> {
@@ -302,37 +360,6 @@ fn set(file: &File, kind: libc::c_int, byte: i64, wait: bool) -> Result<(), Errn
     }
 }
 
-/// Why the kernel lock of a database could not be taken, for `check`; changes nothing.
-pub fn trouble(database: &Path) -> Option<String> {
-    let path = side_file(database);
-    let shown = path.display();
-    match fs::symlink_metadata(&path) {
-        Ok(metadata) if !metadata.is_file() => Some(format!("{shown}: not a plain file; remove it")),
-        Ok(_) => nix::unistd::eaccess(&path, nix::unistd::AccessFlags::R_OK | nix::unistd::AccessFlags::W_OK)
-            .err()
-            .map(|errno| format!("{shown}: {}; give it the owner and mode of the database", errno.desc().to_lowercase())),
-        Err(_) => None, // it will be made
-    }
-}
-
-pub fn holders(path: &Path, byte: i64) -> Vec<i32> {
-    let Ok(side) = fs::metadata(path).map(|metadata| Identity::of(&metadata)) else { return Vec::new() };
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| has_lock(*pid, side, byte)).collect()
-}
-
-/// First what locks a descriptor has, then which file it is: a file on a dead network mount must not be touched.
-fn has_lock(pid: i32, side: Identity, byte: i64) -> bool {
-    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
-    let byte = byte.to_string();
-    let locks = |line: &str| line.starts_with("lock:") && line.split_whitespace().rev().nth(1) == Some(&byte);
-    fds.flatten().any(|fd| {
-        fs::read_to_string(fd.path()).is_ok_and(|info| info.lines().any(locks))
-            && fs::metadata(format!("/proc/{pid}/fd/{}", fd.file_name().to_string_lossy()))
-                .is_ok_and(|metadata| Identity::of(&metadata) == side)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -363,6 +390,47 @@ mod tests {
         assert!(first.take_fresh().is_none(), "handed over once");
         first.unlock();
         assert!(matches!(second.look(), Standing::Ours { .. }), "a duplicate ({}) does not keep it", duplicate.as_raw_fd());
+    }
+
+    #[test]
+    fn a_lock_that_comes_while_a_look_says_others_is_not_slept_over() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let database = dir.path().join("x.db");
+        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
+        assert!(matches!(first.look(), Standing::Ours { .. }));
+        assert_eq!(second.look(), Standing::Others);
+        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
+        assert_eq!(second.look(), Standing::Others, "its own thread waits");
+        first.unlock();
+        let handed = (0..10_000).find_map(|_| {
+            std::thread::yield_now();
+            second.take_fresh().or_else(|| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                None
+            })
+        });
+        assert!(handed.is_some(), "it came, and the guard has it");
+        assert!(matches!(second.wait_for_it(), Ahead::Granted), "but no look has shown it yet");
+        assert!(matches!(second.look(), Standing::Ours { .. }));
+        assert!(matches!(second.wait_for_it(), Ahead::Nothing));
+    }
+
+    #[test]
+    fn a_lock_that_is_wanted_no_more_is_let_go_of_when_it_comes() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let database = dir.path().join("x.db");
+        let (first, second, third) =
+            (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
+        assert!(matches!(first.look(), Standing::Ours { .. }));
+        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
+        second.unlock();
+        first.unlock();
+        let third_has_it = (0..10_000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            matches!(third.look(), Standing::Ours { .. })
+        });
+        assert!(third_has_it);
+        assert!(second.take_fresh().is_none());
     }
 
     #[test]

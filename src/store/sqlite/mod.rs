@@ -4,6 +4,7 @@
 mod app_table;
 mod boot;
 mod database;
+mod holders;
 mod lock;
 mod place;
 
@@ -21,8 +22,9 @@ use app_table::{AppRow, AppTable};
 use boot::Boot;
 pub use database::Open;
 use database::{Database, LeaseRow, Stamp};
+pub use holders::trouble as lock_trouble;
 use lock::Standing;
-pub use lock::{side_file, trouble as lock_trouble};
+pub use lock::side_file;
 pub use place::{Place, look};
 
 /// The version of the SQLite that is bundled.
@@ -167,7 +169,7 @@ impl Store for SqliteStore {
 
 /// The processes that have the kernel lock of a lease, for `status`.
 pub fn lock_holders(database: &Path, name: &LeaseName) -> Vec<i32> {
-    lock::holders(&side_file(database), lock::byte_of(name.as_str()))
+    holders::of(&side_file(database), lock::byte_of(name.as_str()))
 }
 
 /// The name of lockrun's own record beside an application's table. SQLite's names of tables ignore case.
