@@ -20,10 +20,12 @@ fn main() {
     let guard = wait_for(&mut front, |front| child_named(front, "lockrun-guard"));
     let command = wait_for(&mut front, |_| child_named(guard, "sleep"));
     println!("processes: front {}, guard {guard}, command {command}: one fork more than the command's own", front.id());
-    println!("{:<8} {:>9} {:>9} {:>13}", "", "Rss kB", "Pss kB", "private kB");
+    // The rest of Pss is its share of the program's and libc's pages, which the front maps too.
+    println!("{:<8} {:>9} {:>9} {:>13} {:>13}", "", "Rss kB", "Pss kB", "Pss anon kB", "private kB");
     for (name, pid) in [("front", front.id() as i32), ("guard", guard)] {
-        let [rss, pss, clean, dirty] = ["Rss:", "Pss:", "Private_Clean:", "Private_Dirty:"].map(|field| smaps(pid, field));
-        println!("{name:<8} {rss:>9} {pss:>9} {:>13}", clean + dirty);
+        let fields = ["Rss:", "Pss:", "Pss_Anon:", "Private_Clean:", "Private_Dirty:"];
+        let [rss, pss, anon, clean, dirty] = fields.map(|field| smaps(pid, field));
+        println!("{name:<8} {rss:>9} {pss:>9} {anon:>13} {:>13}", clean + dirty);
     }
     println!("fork and exit of a process like this one, median of 500: {:?}", fork_time());
     // SIGTERM reaches the command; lockrun ends after it.

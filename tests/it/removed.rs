@@ -1,5 +1,5 @@
-//! What is taken away under a holder: files of the database, the guard. No two commands for longer than the design allows,
-//! and no lease held for nothing.
+//! What is taken away under a holder or a waiter: files of the database, the right to write, the guard. No two commands for
+//! longer than the design allows, and no lease held for nothing.
 
 use nix::sys::signal::Signal;
 
@@ -95,4 +95,24 @@ fn a_waiter_whose_guard_is_stopped_does_not_hold_the_lease_for_nothing() {
     assert_eq!(stuck.finish().code(), 76);
     assert!(!scene.path("ran").exists());
     assert_eq!(scene.run(&mut scene.lockrun(["--", "true"])).code(), 0);
+}
+
+#[test]
+fn a_command_inherits_one_kernel_lock_however_long_the_database_was_busy_before() {
+    let scene = Scene::new();
+    assert_eq!(scene.run(&mut scene.lockrun(["--", "true"])).code(), 0);
+    let busy = open(&scene.db());
+    busy.execute_batch("BEGIN EXCLUSIVE").expect("the right to write");
+    let waiter = scene.start(&mut scene.lockrun(["--", "ls", "-l", "/proc/self/fd"]));
+    waiter.wait_for_stderr("unreachable");
+    // Each failed try gives the kernel lock back and takes it anew: three seconds are some ten of them.
+    let since = std::time::Instant::now();
+    wait_until("some tries", || since.elapsed() > std::time::Duration::from_secs(3));
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", waiter.guard())).expect("its descriptors");
+    let locks = fds.flatten().filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == scene.path("x.db-lockrun"))).count();
+    assert!(locks <= 2, "{locks} pile up in the guard"); // one, and one that is just coming
+    drop(busy);
+    let finished = waiter.finish();
+    assert_eq!(finished.code(), 0, "{}", finished.stderr);
+    assert_eq!(finished.stdout.matches("x.db-lockrun").count(), 1, "{}", finished.stdout);
 }
