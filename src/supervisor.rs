@@ -30,6 +30,9 @@ pub struct Supervisor<'a, S: Store> {
     kill_again_at: Option<Moment>,
     /// The command was stopped from its terminal: stop too, once nothing is in flight.
     suspend: bool,
+    /// The SIGCONT that ended our stop is still to be heard. The shell sent it to the whole group: passed on late, it would
+    /// undo the next Ctrl-Z of the command before the guard has seen it.
+    resumed: bool,
 }
 
 impl<'a, S: Store> Supervisor<'a, S> {
@@ -55,6 +58,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
             steps,
             kill_again_at: None,
             suspend: false,
+            resumed: false,
         })
     }
 
@@ -175,6 +179,10 @@ impl<'a, S: Store> Supervisor<'a, S> {
                 self.suspend |= !holding;
                 Event::Tick
             }
+            Heard::Forward(libc::SIGCONT) if self.resumed => {
+                self.resumed = false;
+                Event::Tick
+            }
             Heard::Forward(signal) | Heard::Terminal(signal) if !holding => {
                 if signals::ends_a_waiter(signal) {
                     return Event::Signal { number: signal, ends: true };
@@ -210,6 +218,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
         logging::flush();
         // SAFETY: no pointers. Returns when the process is continued.
         unsafe { libc::raise(libc::SIGSTOP) };
+        self.resumed = true;
     }
 }
 
