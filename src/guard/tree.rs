@@ -55,9 +55,11 @@ pub fn living_descendants() -> Vec<i32> {
     descendants().into_iter().filter(|pid| is_alive(*pid)).collect()
 }
 
-/// Sends a signal to every descendant that is there now; those that could not be signalled for want of the right come back.
-pub fn signal_all(signal: i32) -> Vec<i32> {
-    descendants().into_iter().filter(|pid| send(*pid, signal) == Err(Errno::EPERM)).collect()
+/// Sends a signal to every descendant that is there now. Those that may not be signalled are named as survivors later.
+pub fn signal_all(signal: i32) {
+    for pid in descendants() {
+        let _ = send(pid, signal);
+    }
 }
 
 /// kill(2). Between reading a pid from /proc and this call it could only be reused if the whole range of pids went by.

@@ -11,7 +11,6 @@ pub mod tables;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -293,9 +292,4 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 pub fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
-}
-
-/// Puts the child of this command into a process group of its own, away from the test's.
-pub fn own_group(command: &mut Command) -> &mut Command {
-    command.process_group(0)
 }

@@ -7,8 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::trouble::lock_database;
 use super::{
-    DEAD_BY, assert_code, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy, pass_until, patient, probe, roster,
-    start_tree, times_caught, wait_for_catcher,
+    DEAD_BY, assert_code, assert_dead_in_time_when_stopped, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy,
+    pass_until, patient, probe, roster, start_tree, times_caught, wait_for_catcher,
 };
 use crate::common::{Scene, alive, comm, signal, state, wait_until};
 
@@ -100,10 +100,7 @@ fn t34_a_stopped_front_keeps_nobody_alive_and_finds_its_lease_lost_when_it_wakes
     let scene = Scene::new();
     let mut holder = start_tree(&scene, lockrun(&scene, [""; 0]));
     let next = next_copy(&scene, lockrun(&scene, [""; 0]));
-    holder.signal(Signal::SIGSTOP);
-    let since = Instant::now();
-    pass_until(since + DEAD_BY);
-    assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
+    assert_dead_in_time_when_stopped(&scene, &holder);
     // The next copy runs while the front is still stopped: the guard alone gave the lease back.
     assert_found_nobody(&scene, next);
     assert!(holder.is_running() && state(holder.pid()) == Some('T'));

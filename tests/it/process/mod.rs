@@ -192,3 +192,11 @@ fn assert_died_of(finished: &Finished, signal: i32) {
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(finished.status.signal(), Some(signal), "{}; stderr: {}", finished.status, finished.stderr);
 }
+
+/// Stops the front: by the deadline the guard alone has ended the whole tree.
+fn assert_dead_in_time_when_stopped(scene: &Scene, holder: &Running) {
+    holder.signal(nix::sys::signal::Signal::SIGSTOP);
+    let since = Instant::now();
+    pass_until(since + DEAD_BY);
+    assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
+}

@@ -7,8 +7,8 @@ use rusqlite::{Connection, params};
 
 use super::keeper::Keeper;
 use super::{
-    DEAD_BY, TTL, assert_code, assert_found_nobody, caught, lockrun, next_copy, outlive_the_lease, pass_until, patient, probe, program,
-    roster, start_tree, timed, wait_for_catcher,
+    TTL, assert_code, assert_dead_in_time_when_stopped, assert_found_nobody, caught, lockrun, next_copy, outlive_the_lease, pass_until,
+    patient, probe, program, roster, start_tree, timed, wait_for_catcher,
 };
 use crate::common::{Scene, wait_until};
 
@@ -66,10 +66,7 @@ fn t39_alone_sixty_four_busy_loops_cost_nobody_the_lease_and_delay_no_kill() {
     }
     let holder = start_tree(&scene, lockrun(&scene, [""; 0]));
     let next = next_copy(&scene, lockrun(&scene, [""; 0]));
-    holder.signal(Signal::SIGSTOP);
-    let since = Instant::now();
-    pass_until(since + DEAD_BY);
-    assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
+    assert_dead_in_time_when_stopped(&scene, &holder);
     assert_found_nobody(&scene, next);
 }
 
@@ -179,10 +176,7 @@ fn t45_a_step_of_the_wall_clock_ends_nobody_early_and_nobody_late() {
     assert_eq!(scene.starts().len(), 1, "the next copy started too early");
     assert_eq!(roster::alive(scene.dir()).len(), 8, "somebody was ended too early: {}", holder.stderr());
     // With the clock an hour back: no later than ever.
-    holder.signal(Signal::SIGSTOP);
-    let since = Instant::now();
-    pass_until(since + DEAD_BY);
-    assert_eq!(roster::describe(&roster::alive(scene.dir())), "none", "alive {:?} after the last renewal", since.elapsed());
+    assert_dead_in_time_when_stopped(&scene, &holder);
     assert_found_nobody(&scene, next);
 }
 
