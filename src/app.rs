@@ -20,6 +20,8 @@ use crate::{logging, report};
 
 /// Between two tries of the last will.
 const WILL_PAUSE: Duration = Duration::from_millis(10);
+/// As many are opened beside 0 to 2 (measured: `ulimit -n 15` is the least with which all of it works).
+const DESCRIPTORS: usize = 12;
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +53,16 @@ fn no_resource(error: io::Error) -> Failure {
     Failure::refused(format!("lockrun cannot start: {error}; raise the limits of open files and processes"))
 }
 
+/// Before anything is started: later, SQLite would only say that it cannot open the file, and others would not see our lock.
+fn enough_descriptors() -> io::Result<()> {
+    use std::os::fd::AsFd;
+    let some = std::io::pipe()?;
+    (2..DESCRIPTORS).map(|_| some.0.as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>().map(drop)
+}
+
 fn supervise(run: Run) -> Result<End, Failure> {
     guard::usable().map_err(Failure::refused)?;
+    enough_descriptors().map_err(no_resource)?;
     // Everything that the command needs to know is known before the guard is forked; only the token comes later.
     let terminal = std::fs::OpenOptions::new().read(true).open("/dev/tty").is_ok();
     let job = Job {

@@ -10,5 +10,6 @@ mod many;
 mod origin;
 mod process;
 mod removed;
+mod scarce;
 mod scheduler;
 mod settings;
