@@ -66,6 +66,50 @@ fn a_database_that_was_removed_alone_is_put_back_and_nobody_is_disturbed() {
     assert!(holder.is_running() && commands_alive(&scene) == 1);
 }
 
+/// A holder that runs, and the database as it was before the holder came.
+fn held_with_an_older_copy(scene: &Scene) -> (Running, i64) {
+    assert_eq!(scene.run(&mut scene.lockrun(["--", "true"])).code(), 0);
+    open(&scene.db()).execute("VACUUM INTO ?1", [scene.path("old.db").to_str().expect("UTF-8")]).expect("a copy");
+    let holder = scene.start(&mut scene.lockrun(["--", "sh", "-c", &scene.witness("exec sleep 1000")]));
+    let token = scene.wait_for_starts(1)[0].0;
+    (holder, token)
+}
+
+/// As a restore does it: the new file is put in place by a rename.
+fn restore(scene: &Scene) {
+    remove(scene, &["-wal", "-shm"]);
+    std::fs::rename(scene.path("old.db"), scene.db()).expect("in place");
+}
+
+#[test]
+fn a_database_that_was_replaced_by_an_older_copy_is_put_right_and_nobody_is_disturbed() {
+    let scene = Scene::new();
+    let (mut holder, token) = held_with_an_older_copy(&scene);
+    restore(&scene);
+    holder.wait_for_stderr("put back");
+    assert_eq!(own_row(&open(&scene.db()), "default").expect("a record").token, token);
+    let refused = scene.run(&mut scene.lockrun(["-n", "--", "touch", "ran"]));
+    assert_eq!(refused.code(), 75, "{}", refused.stderr);
+    assert!(holder.is_running() && commands_alive(&scene) == 1 && !scene.path("ran").exists());
+}
+
+#[test]
+fn a_database_that_was_replaced_by_one_with_a_later_token_ends_the_command_and_is_said() {
+    let scene = Scene::new();
+    let (holder, token) = held_with_an_older_copy(&scene);
+    let old = rusqlite::Connection::open(scene.path("old.db")).expect("the copy");
+    old.execute("UPDATE lockrun_lease SET token = ?1", [token + 1]).expect("a later token");
+    drop(old);
+    restore(&scene);
+    let finished = holder.finish();
+    assert_eq!(finished.code(), 76, "{}", finished.stderr);
+    assert!(finished.stderr.contains("lost") && finished.stderr.contains("replaced"), "{}", finished.stderr);
+    assert_eq!(commands_alive(&scene), 0);
+    assert_eq!(scene.run(&mut scene.lockrun(["--", "sh", "-c", &scene.witness("true")])).code(), 0);
+    scene.assert_exclusion();
+    assert!(scene.starts()[1].0 > token + 1, "the token rises over the one that was found");
+}
+
 #[test]
 fn an_applications_table_is_one_lease_however_its_name_is_spelt() {
     let scene = Table::App.scene();
