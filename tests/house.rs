@@ -271,3 +271,12 @@ fn the_checks_of_this_file_see_what_they_must() {
     assert_eq!(imports(&source).into_iter().collect::<String>(), "abefj");
     assert!(has_word("x = unsafe {", "unsafe") && !has_word("my_unsafe", "unsafe"));
 }
+
+#[test]
+fn every_rule_that_the_mutations_break_still_stands_where_they_break_it() {
+    let check = std::process::Command::new("/usr/bin/python3")
+        .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mutation"), "--check"])
+        .output()
+        .expect("python3; tests/run installs it");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}
