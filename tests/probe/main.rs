@@ -3,6 +3,7 @@
 
 mod bomb;
 mod catch;
+mod clock;
 mod inherit;
 mod odd;
 mod roster;
@@ -22,7 +23,8 @@ const USAGE: &str = "usage: probe [PART ARGS…]
   tree DIR [CODE]              starts descendants of every kind, writes DIR/pids and DIR/ready; exits with CODE or stays
   survivors DIR                which of them are alive: `none`, or their roles
   bomb N SECONDS READY         N chains: each link calls setsid, forks the next and exits
-  hog SECONDS                  a busy loop";
+  hog SECONDS                  a busy loop
+  step-clock SECONDS           sets the machine's wall clock off by SECONDS until its stdin ends";
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +43,7 @@ fn main() {
         ["survivors", dir] => println!("{}", roster::describe(&roster::alive(Path::new(dir)))),
         ["bomb", chains, seconds, ready] => bomb::run(number(chains), Duration::from_secs(number(seconds)), Path::new(ready)),
         ["hog", seconds] => bomb::hog(Duration::from_secs(number(seconds))),
+        ["step-clock", seconds] => clock::step(number(seconds)),
         _ => {
             eprintln!("{USAGE}");
             exit(64);

@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 /// How long a test waits for what must happen. Long, because the machine may be loaded; a test that passes never waits it out.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Marks every process of a scene in its environment, so that the scene can find and end them all.
-const MARK: &str = "LOCKRUN_TEST_SCENE";
+pub const MARK: &str = "LOCKRUN_TEST_SCENE";
 
 /// A temporary folder and all that was started in it.
 pub struct Scene {
