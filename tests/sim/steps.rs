@@ -105,7 +105,11 @@ impl World {
                 Action::Kill(tenure) => self.order(node, Order::Kill(tenure)),
                 Action::KillGuard => self.guard_dies(node),
                 Action::Unlock => {}
-                Action::Report(report) => self.count(named(&report)),
+                Action::Report(report) => {
+                    let ends = self.nodes[node].stopping && !matches!(report, Report::Acquired { .. });
+                    self.nodes[node].stopping = ends || matches!(report, Report::Stopping { .. });
+                    self.count(named(&report));
+                }
                 Action::Exit(outcome) => self.ended(node, &outcome),
             }
         }

@@ -112,6 +112,8 @@ pub struct Node {
     pub machine: Option<Machine>,
     pub wake_at: u64,
     pub stopped: bool,
+    /// The stop signal was sent because this lease runs out: there is no way back.
+    pub stopping: bool,
     pub backlog: Vec<Event>,
     pub last_request: Request,
     pub last_writes: bool,
@@ -339,6 +341,10 @@ impl World {
         if self.nodes[node].guard.tree.is_some() {
             self.breaks(format!("{node} exits while something lives"));
         }
+        if self.nodes[node].stopping && matches!(outcome, Outcome::Command(_)) {
+            self.breaks(format!("{node} was losing its lease, and exits as its command did"));
+        }
+        self.nodes[node].stopping = false;
         self.nodes[node].machine = None;
         self.nodes[node].run += 1;
         let pause = self.random.within(MS..=self.ttl / 4);
@@ -386,6 +392,7 @@ fn node(random: &mut Random, index: usize, drifting: bool, one_clock: bool, long
         machine: None,
         wake_at: u64::MAX,
         stopped: false,
+        stopping: false,
         backlog: vec![],
         last_request: Request(0),
         last_writes: false,
