@@ -3,6 +3,7 @@
 mod arguments;
 mod bad_input;
 mod common;
+mod durable;
 mod exit_codes;
 mod faults;
 mod interop;
