@@ -42,6 +42,22 @@ fn a_log_that_was_removed_leaves_one_command_running() {
     one_is_left_after(|scene| remove(scene, &["-wal", "-shm"]));
 }
 
+/// SQLite keeps the index of the removed log as long as anybody has it open.
+#[test]
+fn a_log_that_was_removed_alone_does_not_keep_the_waiting_copies_out_for_ever() {
+    let scene = Scene::new();
+    let script = scene.witness("exec sleep 1000");
+    let start = || scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    let holder = start();
+    scene.wait_for_starts(1);
+    let waiters = [start(), start()];
+    waiters.iter().for_each(|waiter| waiter.wait_for_stderr("waiting"));
+    remove(&scene, &["-wal"]);
+    holder.signal(Signal::SIGTERM);
+    scene.wait_for_starts(2);
+    scene.assert_exclusion();
+}
+
 #[test]
 fn a_database_that_was_removed_whole_leaves_one_command_running() {
     one_is_left_after(|scene| remove(scene, &["", "-wal", "-shm", "-lockrun"]));

@@ -79,7 +79,7 @@ pub fn run(dir: &Path) -> ! {
 
     let mut random = Random::new(token as u64 ^ (u64::from(std::process::id()) << 44));
     let own_end = random.of(&[Some(random.clone().within(0..=50)), Some(random.clone().within(300..=3000)), None, None]);
-    let end = now() + 1000 * own_end.unwrap_or(random.within(10_000..=30_000)) as i64;
+    let end = now() + 1000 * own_end.unwrap_or(random.within(4_000..=15_000)) as i64;
     Life { at: now(), token, pid }.write(&life);
     if random.per_mille(150) {
         ignore_stop_signals();

@@ -104,7 +104,18 @@ impl Ring {
     fn start(&self, world: &World, copy: &Copy) -> io::Result<i32> {
         let mut command = Command::new(&world.lockrun);
         let millis = |millis: i64| format!("{millis}ms");
-        command.args(["--ttl", &millis(TTL), "--heartbeat", &millis(HEARTBEAT), "--grace", &millis(GRACE), "-v", "--db"]);
+        command.args([
+            "--ttl",
+            &millis(TTL),
+            "--heartbeat",
+            &millis(HEARTBEAT),
+            "--grace",
+            &millis(GRACE),
+            "-v",
+            "--log-format",
+            "json",
+            "--db",
+        ]);
         command.arg(&self.db).arg("--").arg(&world.player).arg("play").arg(&self.dir).current_dir(&world.root);
         let log = File::options().append(true).create(true).open(&copy.log)?;
         world.procs.spawn(command.stdout(log.try_clone()?).stderr(log))

@@ -199,16 +199,26 @@ impl Worker {
         let until = (self.settings.now)() + self.settings.timing.attempt * 4 / 5;
         self.patience.store(until.nanos(), Ordering::Relaxed);
         self.open()?;
-        work(self)
+        let result = work(self);
+        // A connection can be in trouble for good although the files are well: one that was opened while they were read-only,
+        // or the index (-shm) of a log that was removed, which SQLite rebuilds only when nobody has it open.
+        if result.as_ref().is_err_and(|error| *error != database::locked()) {
+            self.close();
+        }
+        result
+    }
+
+    fn close(&mut self) {
+        if self.database.take().is_some_and(|database| !database.is_in_place()) && self.has_written {
+            self.replaced = true;
+        }
     }
 
     fn open(&mut self) -> Result<(), StoreError> {
         if self.database.as_ref().is_some_and(Database::is_in_place) {
             return Ok(());
         }
-        if self.database.take().is_some() && self.has_written {
-            self.replaced = true;
-        }
+        self.close();
         let Settings { path, open, now, .. } = &self.settings;
         self.database = Some(Database::open(path, *open, self.app_table.as_ref(), Arc::clone(&self.patience), *now)?);
         Ok(())
