@@ -62,7 +62,10 @@ pub enum Leaves {
     Unusable,
     /// The database may be damaged until it is made anew: copies may exit with 125.
     Damage,
-    /// The same, and a front may die of SIGBUS.
+    /// The store cannot be used, and a front may die of SIGBUS: it maps the -shm, and a write to a page of a file that has
+    /// become immutable is SIGBUS.
+    ReadOnly,
+    /// Damage, and a front may die of SIGBUS: pages that it has mapped are gone.
     Truncated,
     /// Record and kernel lock are gone at once: two may run for a heartbeat and the kill time (lease.md 5).
     TwoForAMoment,
@@ -72,7 +75,7 @@ const fn rule(name: &'static str, needs: Needs, after_start: i64, after_end: Opt
     Rule { name, needs, after_start, after_end, leaves }
 }
 
-use Leaves::{Damage, Nothing, Truncated, TwoForAMoment, Unusable};
+use Leaves::{Damage, Nothing, ReadOnly, Truncated, TwoForAMoment, Unusable};
 use Needs::{Copies, Disk, Files, Machine};
 
 pub const RULES: &[Rule] = &[
@@ -91,7 +94,7 @@ pub const RULES: &[Rule] = &[
     // It may be granted the lease before it stops or while its guard is stopped.
     rule("stop-waiter", Copies, TTL, Some(TTL), Nothing),
     rule("busy", Files, TTL, Some(0), Nothing),
-    rule("read-only", Files, TTL, Some(0), Unusable),
+    rule("read-only", Files, TTL, Some(0), ReadOnly),
     rule("deleted", Files, TTL, None, Nothing),
     rule("replaced-empty", Files, TTL, None, Nothing),
     rule("replaced-old", Files, TTL, None, Nothing),

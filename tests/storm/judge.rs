@@ -168,15 +168,15 @@ fn judge_exit(code: i32, at: i64, closed: bool, spans: &[&Span]) -> Option<Strin
         let last = before.clone().filter(|span| damage(span) || faults::makes_anew(span.rule)).max_by_key(|span| span.from);
         last.is_some_and(damage) || before.filter(near).any(damage)
     };
-    let unusable = || spans.iter().filter(near).any(|span| span.rule.leaves == Leaves::Unusable);
-    let truncated = || spans.iter().filter(near).any(|span| span.rule.leaves == Leaves::Truncated);
+    let unusable = || spans.iter().filter(near).any(|span| matches!(span.rule.leaves, Leaves::Unusable | Leaves::ReadOnly));
+    let unmapped = || spans.iter().filter(near).any(|span| matches!(span.rule.leaves, Leaves::Truncated | Leaves::ReadOnly));
     let faulty = || spans.iter().any(|span| near(&span)) || damaged();
     let good = match code {
         _ if faults::OWN_CODES.contains(&code) => true,
         // 128 + TERM or KILL, of the command or of the front.
         76 | 137 | 143 => closed || faulty(),
         125 => damaged() || unusable(),
-        135 => truncated(),
+        135 => unmapped(),
         _ => false,
     };
     if good {

@@ -129,7 +129,7 @@ fn run(asked: Asked) -> ExitCode {
         std::process::exit(2);
     }));
     let procs = Procs::new((MARK.to_string(), root.display().to_string()));
-    let world = World::new(root.clone(), asked.lockrun.clone(), procs, asked.faults.clone());
+    let world = World::new(root.clone(), &asked.lockrun, procs, asked.faults.clone());
     let rings = rings(&asked, &world).expect("the rings");
     torment(&world, &rings, &asked, &interrupted);
     let good = report(&world, &asked);

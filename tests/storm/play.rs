@@ -26,20 +26,22 @@ pub struct Life {
     pub at: i64,
     pub token: i64,
     pub pid: i32,
+    /// Its first one.
+    pub since: i64,
 }
 
 impl Life {
     pub fn read(file: &File) -> Life {
-        let mut bytes = [0; 24];
+        let mut bytes = [0; 32];
         if file.read_exact_at(&mut bytes, 0).is_err() {
             return Life::default();
         }
         let number = |at: usize| i64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        Life { at: number(0), token: number(8), pid: number(16) as i32 }
+        Life { at: number(0), token: number(8), pid: number(16) as i32, since: number(24) }
     }
 
     pub fn write(self, file: &File) {
-        let words = [self.at, self.token, i64::from(self.pid)];
+        let words = [self.at, self.token, i64::from(self.pid), self.since];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         file.write_all_at(&bytes, 0).expect("a sign of life");
     }
@@ -65,12 +67,13 @@ pub fn run(dir: &Path) -> ! {
 
     let alone = || lock(&witness, libc::LOCK_EX | libc::LOCK_NB) && lock(&closers, libc::LOCK_EX | libc::LOCK_NB);
     let first = alone();
-    history.add(now(), &ring, Event::Start { token, pid, idle_since });
+    let since = now();
+    history.add(since, &ring, Event::Start { token, pid, idle_since });
     if !first {
         let with = roster::describe(&roster::alive(dir));
         history.add(now(), &ring, Event::Overlap { token, pid, with });
         while !alone() {
-            Life { at: now(), token, pid }.write(&life);
+            Life { at: now(), token, pid, since }.write(&life);
             std::thread::sleep(STAMP / 2);
         }
         history.add(now(), &ring, Event::Alone { token, pid });
@@ -80,14 +83,14 @@ pub fn run(dir: &Path) -> ! {
     let mut random = Random::new(token as u64 ^ (u64::from(std::process::id()) << 44));
     let own_end = random.of(&[Some(random.clone().within(0..=50)), Some(random.clone().within(300..=3000)), None, None]);
     let end = now() + 1000 * own_end.unwrap_or(random.within(4_000..=15_000)) as i64;
-    Life { at: now(), token, pid }.write(&life);
+    Life { at: now(), token, pid, since }.write(&life);
     if random.per_mille(150) {
         ignore_stop_signals();
     }
     roster::enter(dir, &format!("{token}/main"));
     start_members(dir, token);
     while now() < end {
-        Life { at: now(), token, pid }.write(&life);
+        Life { at: now(), token, pid, since }.write(&life);
         std::thread::sleep(STAMP);
     }
     exit(random.of(&OWN_CODES))

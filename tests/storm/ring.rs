@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
@@ -33,6 +33,8 @@ pub struct Ring {
     copies: Mutex<Vec<Copy>>,
     /// How many copies in a row refused the database.
     refused: AtomicUsize,
+    /// When the side file was last removed, in microseconds.
+    bared: AtomicI64,
 }
 
 struct Copy {
@@ -63,12 +65,12 @@ impl Ring {
         });
         let (life, copies) = (play::open(&dir, "life"), Mutex::new(copies.collect()));
         let db = db.unwrap_or_else(|| dir.join("db/x.db"));
-        Ok(Ring { name, db, kind, life, copies, refused: AtomicUsize::new(0), dir })
+        Ok(Ring { name, db, kind, life, copies, refused: AtomicUsize::new(0), bared: AtomicI64::new(0), dir })
     }
 
     pub fn open(&self, world: &World) {
         let at = now();
-        Life { at, token: 0, pid: 0 }.write(&self.life);
+        Life { at, ..Life::default() }.write(&self.life);
         world.history.add(at, &self.name, Event::Open);
     }
 
@@ -147,6 +149,12 @@ impl Ring {
         known.then_some(Holder { token: life.token, front, guard, command: life.pid })
     }
 
+    /// The kernel lock that the command inherited is the one that others wait for. If not, the side file having been removed
+    /// under it, what front and guard leave when both are gone at once keeps nobody out (lease.md 6).
+    pub fn is_covered(&self) -> bool {
+        self.last_life().since > self.bared.load(Ordering::Relaxed) + 1_000_000
+    }
+
     /// A copy that is not the holder, with its guard.
     pub fn waiter(&self, random: &mut Random) -> Option<(i32, i32)> {
         let holder = self.holder()?;
@@ -188,6 +196,9 @@ impl Ring {
 
     pub fn remove(&self, endings: &[&str]) {
         for ending in endings {
+            if *ending == "-lockrun" {
+                self.bared.store(now(), Ordering::Relaxed);
+            }
             let _ = fs::remove_file(self.beside(ending));
         }
     }

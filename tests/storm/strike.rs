@@ -28,10 +28,9 @@ use crate::world::World;
 pub fn run(ring: &Ring, world: &World, random: &mut Random) {
     let mut settle = true;
     while !world.is_over() {
-        if settle || random.per_mille(700) {
-            if !ring.settle(world) || !world.pause(random.within(0..=1200)) {
-                return;
-            }
+        let well = settle || random.per_mille(700);
+        if well && !(ring.settle(world) && world.pause(random.within(0..=1200))) {
+            return;
         }
         let Some(rule) = world.draw(ring.kind, random) else {
             world.pause(100);
@@ -63,6 +62,9 @@ fn a_while(random: &mut Random) -> u64 {
 
 fn strike_copies(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> Option<()> {
     let at = ring.holder()?;
+    if rule.name.ends_with("-both") && !ring.is_covered() {
+        return None;
+    }
     let act = |on: &[i32], signals: &[Signal], pause: u64| {
         world.fault(rule, &ring.name, &format!("{on:?} of {at:?}"), || {
             on.iter().for_each(|pid| send(*pid, signals[0]));
@@ -127,7 +129,12 @@ fn kill_both(ring: &Ring, world: &World, rule: &'static Rule, at: Holder, random
 fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> Option<()> {
     let db = &ring.db;
     let around = |act: &mut dyn FnMut() -> io::Result<()>| world.fault(rule, &ring.name, "", act).ok();
-    let once = |endings: &[&str]| around(&mut || Ok(ring.remove(endings)));
+    let remove = |endings: &[&str]| {
+        around(&mut || {
+            ring.remove(endings);
+            Ok(())
+        })
+    };
     if !db.exists() || !ring.beside("-lockrun").exists() {
         return None;
     }
@@ -154,7 +161,7 @@ fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Ra
             keeper::free_files(db.parent().expect("a folder"));
             Ok(())
         }),
-        "deleted" => once(&["", "-wal", "-shm"]),
+        "deleted" => remove(&["", "-wal", "-shm"]),
         "replaced-empty" => around(&mut || {
             fs::write(ring.beside(".new"), "")?;
             ring.remove(&["-wal", "-shm"]);
@@ -176,16 +183,17 @@ fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Ra
             let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
             File::options().write(true).open(db)?.write_all_at(&bytes, from)?;
             hold(ring, world, random);
-            Ok(ring.remove(&["-wal", "-shm", ""]))
+            ring.remove(&["-wal", "-shm", ""]);
+            Ok(())
         }),
-        "wal-removed" => once(random.of(&[&["-wal"][..], &["-wal", "-shm"]])),
-        "shm-removed" => once(&["-shm"]),
+        "wal-removed" => remove(random.of(&[&["-wal"][..], &["-wal", "-shm"]])),
+        "shm-removed" => remove(&["-shm"]),
         "shm-truncated" => around(&mut || {
             let length = random.of(&[0, 16, 4096]);
             File::options().write(true).open(ring.beside("-shm"))?.set_len(length)
         }),
-        "side-removed" => once(&["-lockrun"]),
-        "all-removed" => once(random.of(&[&["", "-wal", "-shm", "-lockrun"][..], &["-wal", "-shm", "-lockrun"], &["-lockrun", ""]])),
+        "side-removed" => remove(&["-lockrun"]),
+        "all-removed" => remove(random.of(&[&["", "-wal", "-shm", "-lockrun"][..], &["-wal", "-shm", "-lockrun"], &["-lockrun", ""]])),
         "full" => around(&mut || {
             let filler = db.with_file_name("filler");
             let filled = fill(&filler);

@@ -1,7 +1,8 @@
 //! What all rings share: the folder of the run, its settings, its history, and the faults that are still to be drawn. Must
 //! never end a run by itself: it says that it is over, and who waits sees it.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -28,9 +29,15 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(root: PathBuf, lockrun: PathBuf, procs: Procs, asked: Vec<&'static Rule>) -> World {
+    pub fn new(root: PathBuf, lockrun: &Path, procs: Procs, asked: Vec<&'static Rule>) -> World {
         let history = History::open(&root.join("history")).expect("the history");
-        let player = std::env::current_exe().expect("this program");
+        // Copied, so that a build during the run changes nothing in it.
+        let copied = |from: &Path, name: &str| {
+            let to = root.join(name);
+            fs::copy(from, &to).map(|_| to).expect("room for a program")
+        };
+        let player = copied(&std::env::current_exe().expect("this program"), "storm");
+        let lockrun = copied(lockrun, "lockrun");
         World {
             root,
             lockrun,
