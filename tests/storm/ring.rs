@@ -22,7 +22,7 @@ const FRESH: i64 = 200_000;
 /// So long may a ring be without a holder before the run is given up.
 const GIVE_UP: i64 = 60_000_000;
 /// What no copy may write to stderr.
-const FORBIDDEN: [&str; 2] = ["panicked", "RUST_BACKTRACE"];
+const FORBIDDEN: &str = "panicked";
 
 pub struct Ring {
     pub name: String,
@@ -89,7 +89,7 @@ impl Ring {
             if let Some(pid) = copy.pid {
                 let Some(code) = world.procs.ended(pid) else { continue };
                 world.history.add(now(), &self.name, Event::Exit { copy: copy.name.clone(), pid, code });
-                for text in copy.new_lines().unwrap_or_default().lines().filter(|line| FORBIDDEN.iter().any(|word| line.contains(word))) {
+                for text in copy.new_lines().unwrap_or_default().lines().filter(|line| line.contains(FORBIDDEN)) {
                     world.history.add(now(), &self.name, Event::Said { copy: copy.name.clone(), text: text.to_string() });
                 }
                 if code == 125 {

@@ -36,21 +36,27 @@ pub fn run(ring: &Ring, world: &World, random: &mut Random) {
             world.pause(100);
             continue;
         };
-        let struck = strike(ring, world, rule, random);
+        strike(ring, world, rule, random);
         // The holder must see one fault of the files before the next comes: for both at once there is a fault of its own.
         settle = faults::touches_files(rule);
-        if !world.pause(if settle && struck.is_some() { 4 * HEARTBEAT as u64 } else { 10 }) {
+        if !world.pause(if settle { 4 * HEARTBEAT as u64 } else { 10 }) {
             return;
         }
     }
 }
 
-/// None: there was nothing to hit at this moment.
-fn strike(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> Option<()> {
-    match rule.needs {
-        Needs::Copies => strike_copies(ring, world, rule, random),
-        Needs::Files | Needs::Disk => strike_files(ring, world, rule, random),
-        Needs::Machine => None,
+/// Does nothing if there is nothing to hit at this moment.
+fn strike(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) {
+    if rule.needs == Needs::Copies {
+        strike_copies(ring, world, rule, random);
+        return;
+    }
+    match strike_files(ring, world, rule, random) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // A run without it would prove less than it says.
+            world.give_up(format!("ring {}: {} cannot be injected here: {error}", ring.name, rule.name));
+        }
+        Err(_) | Ok(()) => {}
     }
 }
 
@@ -60,6 +66,7 @@ fn a_while(random: &mut Random) -> u64 {
     if random.per_mille(500) { random.within(50..=ttl) } else { random.within(ttl..=2 * ttl) }
 }
 
+/// None: nothing was hit.
 fn strike_copies(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> Option<()> {
     let at = ring.holder()?;
     if rule.name.ends_with("-both") && !ring.is_covered() {
@@ -117,49 +124,40 @@ fn kill_both(ring: &Ring, world: &World, rule: &'static Rule, at: Holder, random
         let own = format!("{}/", at.token);
         // Twice or more: a tree that was just starting may go on for a moment.
         for _ in 0..3 {
-            for left in roster::alive(&ring.dir).iter().filter(|member| member.role.starts_with(&own)) {
-                send(left.pid, Signal::SIGKILL);
-            }
+            let tree = roster::all(&ring.dir).into_iter().filter(|member| member.role.starts_with(&own));
+            tree.filter(roster::is_alive).for_each(|left| send(left.pid, Signal::SIGKILL));
             thread::sleep(Duration::from_millis(5));
         }
     });
     Some(())
 }
 
-fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> Option<()> {
-    let db = &ring.db;
-    let around = |act: &mut dyn FnMut() -> io::Result<()>| world.fault(rule, &ring.name, "", act).ok();
+/// An error: it could not be injected.
+fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) -> io::Result<()> {
+    let (db, folder) = (&ring.db, ring.db.parent().expect("a folder"));
+    let around = |act: &mut dyn FnMut() -> io::Result<()>| world.fault(rule, &ring.name, "", act);
     let remove = |endings: &[&str]| {
         around(&mut || {
             ring.remove(endings);
             Ok(())
         })
     };
-    if !db.exists() || !ring.beside("-lockrun").exists() {
-        return None;
-    }
     match rule.name {
         "busy" => {
             let connection = open(ring)?;
-            let begin = random.of(&["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"]);
-            let mut held = false;
             // The right to write may take a moment, in which nobody else is kept from it.
-            connection.execute_batch(begin).ok()?;
+            connection.execute_batch(random.of(&["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])).map_err(not_now)?;
             around(&mut || {
                 hold(ring, world, random);
-                held = true;
-                Ok(())
-            })?;
-            connection.execute_batch("ROLLBACK").ok()
+                connection.execute_batch("ROLLBACK").map_err(not_now)
+            })
         }
         "read-only" => around(&mut || {
             let parts = random.of(&[&["", "-wal", "-shm"][..], &["", "-wal", "-shm", "-lockrun"], &[""], &["-wal"]]);
-            for ending in parts {
-                keeper::set_immutable(&ring.beside(ending), true)?;
-            }
+            let done = parts.iter().try_for_each(|ending| keeper::set_immutable(&ring.beside(ending), true));
             hold(ring, world, random);
-            keeper::free_files(db.parent().expect("a folder"));
-            Ok(())
+            keeper::free_files(folder);
+            done
         }),
         "deleted" => remove(&["", "-wal", "-shm"]),
         "replaced-empty" => around(&mut || {
@@ -168,10 +166,9 @@ fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Ra
             fs::rename(ring.beside(".new"), db)
         }),
         "replaced-old" => {
-            let (copy, connection) = (ring.beside(".old"), open(ring)?);
+            let copy = ring.beside(".old");
             let _ = fs::remove_file(&copy);
-            connection.execute("VACUUM INTO ?1", [copy.to_str()?]).ok()?;
-            drop(connection);
+            open(ring)?.execute("VACUUM INTO ?1", [copy.to_str()]).map_err(not_now)?;
             world.pause(random.within(0..=TTL as u64));
             around(&mut || {
                 ring.remove(&["-wal", "-shm"]);
@@ -201,7 +198,7 @@ fn strike_files(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Ra
             let _ = fs::remove_file(filler);
             filled
         }),
-        "frozen" => around(&mut || keeper::freeze(db.parent().expect("a folder"), || hold(ring, world, random))),
+        "frozen" => around(&mut || keeper::freeze(folder, || hold(ring, world, random))),
         name => unreachable!("{name} hits no file"),
     }
 }
@@ -217,11 +214,17 @@ fn hold(ring: &Ring, world: &World, random: &mut Random) {
     world.pause(a_while(random) / 2);
 }
 
-fn open(ring: &Ring) -> Option<Connection> {
-    let connection = Connection::open_with_flags(&ring.db, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX).ok()?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).ok()?;
-    connection.busy_timeout(Duration::from_millis(200)).ok()?;
-    Some(connection)
+fn open(ring: &Ring) -> io::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(&ring.db, flags).map_err(not_now)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(not_now)?;
+    connection.busy_timeout(Duration::from_millis(200)).map_err(not_now)?;
+    Ok(connection)
+}
+
+/// The database is away, in use or damaged at this moment.
+fn not_now(error: rusqlite::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, error)
 }
 
 /// Takes all room that is left.
@@ -252,9 +255,11 @@ pub fn run_machine(world: &World, random: &mut Random) {
             "starved" => starve(world, random),
             faults::CLOCK => {
                 let by = random.of(&[-86_400, -60, -2, 2, 60, 86_400]) * 1_000_000_000;
-                let _ = keeper::step_clock(&world.root, by, || {
+                let meanwhile = || {
                     world.pause(a_while(random));
-                });
+                };
+                let stepped = keeper::step_clock(&world.root, by, meanwhile);
+                stepped.unwrap_or_else(|error| world.give_up(format!("{} cannot be injected here: {error}", rule.name)));
             }
             name => unreachable!("{name} does not hit the machine"),
         });
