@@ -31,7 +31,7 @@ pub struct Ring {
     pub kind: Kind,
     life: File,
     copies: Mutex<Vec<Copy>>,
-    /// How many copies in a row refused the database.
+    /// How many copies refused the database since it was last waited for a holder.
     refused: AtomicUsize,
     /// When the side file was last removed, in microseconds.
     bared: AtomicI64,
@@ -168,6 +168,7 @@ impl Ring {
 
     /// Waits until somebody runs; makes a database anew that the copies refuse. False: the run is over.
     pub fn settle(&self, world: &World) -> bool {
+        self.refused.store(0, Ordering::Relaxed);
         while self.holder().is_none() {
             if !world.pause(20) {
                 return false;
@@ -183,7 +184,6 @@ impl Ring {
                 return false;
             }
         }
-        self.refused.store(0, Ordering::Relaxed);
         true
     }
 
