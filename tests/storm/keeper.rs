@@ -31,6 +31,8 @@ impl Keeper {
     pub fn start(root: &Path) -> Keeper {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.arg("keep").arg(root).current_dir("/").stdin(Stdio::piped());
+        // With no mark of anybody's in its environment: who ends a run by its mark must leave somebody to thaw its disks.
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         // SAFETY: setsid is a plain system call, safe between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -121,7 +123,8 @@ fn thaw(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Immutable (chattr(1) +i): not even root can write, and what is open already gets EPERM too.
+/// Immutable (chattr(1) +i): not even root can write, and what is open already gets EPERM too. A file system cannot be
+/// remounted read-only while anything in it is open for writing (EBUSY).
 pub fn set_immutable(path: &Path, on: bool) -> std::io::Result<()> {
     let file = File::open(path)?;
     let mut flags: libc::c_long = 0;

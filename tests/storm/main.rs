@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 fn usage() -> String {
     format!(
         "usage: tests/torture SECONDS [--store URL] [--seed N] [--faults A,B] [--lockrun PATH]
-  --store    a database that does not exist yet, as a path or sqlite:PATH; if not given: several, in a new temporary folder
+  --store    a new database in an empty folder, as a path or sqlite:PATH; if not given: several, in a new temporary folder
   --seed     which faults come in which order; if not given: another one each time, which is printed
   --faults   none, or of {}
              (not given: all but {}, which steps the clock of the whole machine)
@@ -96,19 +96,25 @@ fn parse(args: &[&str]) -> Result<Asked, String> {
     if asked.seconds == 0 {
         return Err("say for how many seconds".to_string());
     }
+    if asked.db.is_some() {
+        let (fit, rest) = asked.faults.into_iter().partition(|rule| rule.needs == Needs::Machine || Kind::SqliteInFolder.has(rule.needs));
+        asked.faults = fit;
+        rest.iter().for_each(|rule: &&Rule| println!("left out, not for a store that is given: {}", rule.name));
+    }
     asked.lockrun = asked.lockrun.canonicalize().map_err(|error| format!("{}: {error}", asked.lockrun.display()))?;
     Ok(asked)
 }
 
-/// A new database only: the faults delete and damage it.
+/// A new database in an empty folder only: the faults delete and damage what they find there.
 fn database(url: &str) -> Result<PathBuf, String> {
     let path = url.strip_prefix("sqlite:").unwrap_or(url);
     if path.contains("://") {
         return Err(format!("--store {url}: only SQLite so far"));
     }
     let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-    if path.exists() || !path.parent().is_some_and(Path::is_dir) {
-        return Err(format!("--store {url}: it will be deleted and damaged; name a file that does not exist, in a folder that does"));
+    let mut beside = path.parent().map(std::fs::read_dir).transpose().map_err(|error| format!("--store {url}: its folder: {error}"))?;
+    if beside.as_mut().is_none_or(|beside| beside.next().is_some()) {
+        return Err(format!("--store {url}: it will be deleted and damaged; name a new file in an empty folder"));
     }
     Ok(path)
 }

@@ -58,7 +58,12 @@ pub struct Holder {
 impl Ring {
     pub fn new(root: &Path, name: String, db: Option<PathBuf>, kind: Kind, copies: usize) -> io::Result<Ring> {
         let dir = root.join(&name);
-        fs::create_dir_all(dir.join("db"))?;
+        fs::create_dir(&dir)?;
+        // The keeper looks there for what must be undone.
+        match db.as_deref().and_then(Path::parent) {
+            Some(folder) => std::os::unix::fs::symlink(folder, dir.join("db"))?,
+            None => fs::create_dir(dir.join("db"))?,
+        }
         let copies = (0..copies).map(|number| {
             let name = format!("{name}.{number}");
             Copy { log: dir.join(format!("stderr-{number}")), name, pid: None, due: 0, read: 0 }

@@ -173,6 +173,13 @@ fn the_real_lockrun_stands_a_short_storm() {
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let injected = |rule: &&faults::Rule| {
+        let row = text.lines().find(|line| line.split_whitespace().next() == Some(rule.name));
+        row.and_then(|row| row.split_whitespace().nth(1)).is_some_and(|times| times != "0")
+    };
+    let asked = faults::asked(None).expect("the default");
+    let count = asked.iter().filter(|rule| injected(rule)).count();
+    assert!(count > asked.len() / 2, "{count} kinds of fault came:\n{text}");
     let folder = text.split_once(", in ").expect("a folder").1.lines().next().expect("a line");
     assert!(!Path::new(folder).exists(), "nothing is left of it");
 }
