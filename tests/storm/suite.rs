@@ -154,6 +154,7 @@ fn the_table_names_each_fault_once() {
     assert_eq!(names.len(), faults::RULES.len());
     assert!(faults::asked(None).expect("the default").iter().all(|rule| rule.name != faults::CLOCK), "it is asked for by name");
     assert!(faults::asked(Some("kill-front,nonsense")).is_err());
+    assert!(faults::asked(Some("clock,kill-front")).is_ok() && faults::asked(Some("clock,deleted")).is_err());
 }
 
 /// Built by tests/run, as all examples are.
