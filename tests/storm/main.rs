@@ -161,7 +161,9 @@ fn rings(asked: &Asked, world: &World) -> std::io::Result<Vec<Ring>> {
             let (image, folder) = (ring.dir.join("disk"), ring.dir.join("db"));
             std::fs::File::create(&image)?.set_len(DISK)?;
             let path = |path: &Path| path.to_str().expect("UTF-8").to_string();
-            world.procs.run("mkfs.ext4", &["-q", "-m", "0", &path(&image)])?;
+            // Blocks as large as pages, as any but the smallest disks have: SQLite makes room for its -shm by a byte in each
+            // page, and where that is not a whole page, to write to the rest of it on a full disk is SIGBUS.
+            world.procs.run("mkfs.ext4", &["-q", "-b", "4096", "-m", "0", &path(&image)])?;
             world.procs.run("mount", &["-o", "loop", &path(&image), &path(&folder)])?;
         }
         Ok(ring)
