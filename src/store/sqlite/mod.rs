@@ -253,7 +253,9 @@ impl Worker {
     /// next beat: if we kept it, a database that is deleted later would let us in beside him.
     fn is_the_holders(&self, row: Option<&LeaseRow>, standing: &Standing, now: Moment) -> bool {
         let (Standing::Ours { side, .. }, Some(row), None) = (standing, row, &self.app_table) else { return false };
-        let another = row.record.holder.is_some() && self.claimed.is_none_or(|(token, _)| token != row.record.token);
+        // With a database of ours replaced it may be we who hold the lease, whatever the new one says.
+        let ours = self.replaced || self.claimed.is_some_and(|(token, _)| token == row.record.token);
+        let another = row.record.holder.is_some() && !ours;
         let runs = matches!(evidence(row, self.boot.as_ref(), None, now), Evidence::Left(left) if !left.is_zero());
         another && runs && row.side.as_deref() != Some(&side.to_string())
     }
