@@ -214,7 +214,9 @@ fn report(world: &World, asked: &Asked) -> bool {
         println!("good: seed {}", asked.seed);
         return true;
     }
-    for (number, text) in verdict.problems.iter().take(20) {
+    // The worst first: one stuck ring has a problem with each copy that ends.
+    let (overlaps, others): (Vec<_>, Vec<_>) = verdict.problems.iter().partition(|(_, text)| text.contains("overlap"));
+    for (number, text) in overlaps.into_iter().chain(others).take(20) {
         println!("\nPROBLEM at {}: {text}", lines[*number].t);
         let ring = &lines[*number].ring;
         let near = |at: &usize| lines[*at].ring == *ring || lines[*at].ring == history::ALL;
