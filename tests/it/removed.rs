@@ -42,6 +42,44 @@ fn a_log_that_was_removed_leaves_one_command_running() {
     one_is_left_after(|scene| remove(scene, &["-wal", "-shm"]));
 }
 
+/// Whoever has the kernel lock of the new side file is let in when the database goes too, however much later.
+#[test]
+fn a_side_file_that_was_removed_is_the_holders_again_also_when_another_copy_has_made_it_anew() {
+    let scene = Scene::new();
+    let script = scene.witness("exec sleep 1000");
+    let slow = ["--ttl", "60s", "--heartbeat", "3s", "--grace", "1s", "--db", "x.db", "--", "sh", "-c", &script];
+    let mut holder = scene.start(&mut scene.bare_lockrun(slow));
+    scene.wait_for_starts(1);
+    remove(&scene, &["-lockrun"]);
+    let next = scene.start(&mut scene.bare_lockrun(slow));
+    next.wait_for_stderr("waiting");
+    assert!(scene.path("x.db-lockrun").exists(), "the other copy has made it anew");
+    let guard = holder.guard();
+    wait_until("the lock of the new side file", || {
+        let fds = std::fs::read_dir(format!("/proc/{guard}/fd")).expect("its descriptors");
+        fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == scene.path("x.db-lockrun")))
+    });
+    remove(&scene, &["", "-wal", "-shm"]);
+    holder.wait_for_stderr("put back");
+    assert!(holder.is_running() && commands_alive(&scene) == 1);
+}
+
+/// SQLite keeps the index of the removed log as long as anybody has it open.
+#[test]
+fn a_log_that_was_removed_alone_does_not_keep_the_waiting_copies_out_for_ever() {
+    let scene = Scene::new();
+    let script = scene.witness("exec sleep 1000");
+    let start = || scene.start(&mut scene.lockrun(["--", "sh", "-c", &script]));
+    let holder = start();
+    scene.wait_for_starts(1);
+    let waiters = [start(), start()];
+    waiters.iter().for_each(|waiter| waiter.wait_for_stderr("waiting"));
+    remove(&scene, &["-wal"]);
+    holder.signal(Signal::SIGTERM);
+    scene.wait_for_starts(2);
+    scene.assert_exclusion();
+}
+
 #[test]
 fn a_database_that_was_removed_whole_leaves_one_command_running() {
     one_is_left_after(|scene| remove(scene, &["", "-wal", "-shm", "-lockrun"]));

@@ -424,6 +424,10 @@ fn moved() -> StoreError {
     StoreError::Unknown("the database file was deleted, moved or replaced".to_string())
 }
 
+pub fn locked() -> StoreError {
+    StoreError::Unknown("the database is locked by another process".to_string())
+}
+
 fn is_busy(failure: &rusqlite::Error) -> bool {
     matches!(failure.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
@@ -435,9 +439,7 @@ pub fn error(failure: rusqlite::Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt) => {
             StoreError::Refused(format!("the database is damaged ({failure}); restore it, or move it away and start anew"))
         }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StoreError::Unknown("the database is locked by another process".to_string())
-        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => locked(),
         Some(_) => StoreError::Unknown(failure.to_string()),
         // Not SQLite's own: a row or table that does not have the shape that it must have.
         None => StoreError::Refused(format!("a record that cannot be read: {failure}; was it written by something else?")),

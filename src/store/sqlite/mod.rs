@@ -52,6 +52,8 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 pub struct SqliteStore {
     settings: Settings,
     lock: Option<Arc<lock::KernelLock>>,
+    /// The kernel lock is left to the holder: not waited for until the next read.
+    left_to_holder: Arc<AtomicBool>,
     jobs: OnceLock<mpsc::Sender<Job>>,
     /// One request at a time is on the thread.
     turn: Arc<Semaphore>,
@@ -64,6 +66,7 @@ struct Worker {
     settings: Settings,
     boot: Option<Boot>,
     lock: Option<Arc<lock::KernelLock>>,
+    left_to_holder: Arc<AtomicBool>,
     app_table: Option<AppTable>,
     database: Option<Database>,
     patience: Arc<AtomicU64>,
@@ -79,7 +82,14 @@ struct Worker {
 impl SqliteStore {
     pub fn new(settings: Settings) -> SqliteStore {
         let lock = settings.lock.as_ref().map(|name| Arc::new(lock::KernelLock::new(&settings.path, name.as_str(), settings.now)));
-        SqliteStore { settings, lock, jobs: OnceLock::new(), turn: Arc::new(Semaphore::new(1)), lock_warned: AtomicBool::new(false) }
+        SqliteStore {
+            settings,
+            lock,
+            left_to_holder: Arc::default(),
+            jobs: OnceLock::new(),
+            turn: Arc::new(Semaphore::new(1)),
+            lock_warned: AtomicBool::new(false),
+        }
     }
 
     /// Whether it can be written, and its journal mode. Changes nothing.
@@ -90,7 +100,7 @@ impl SqliteStore {
     fn jobs(&self) -> &mpsc::Sender<Job> {
         self.jobs.get_or_init(|| {
             let (sender, receiver) = mpsc::channel::<Job>();
-            let mut worker = Worker::new(self.settings.clone(), self.lock.clone());
+            let mut worker = Worker::new(self.settings.clone(), self.lock.clone(), Arc::clone(&self.left_to_holder));
             let thread = std::thread::Builder::new().name("sqlite".to_string());
             // Without the thread every request is answered by "unknown", and the machine gives up by its own rules.
             let _ = thread.spawn(move || {
@@ -137,8 +147,8 @@ impl Store for SqliteStore {
     /// While another has the kernel lock, its coming free is the news; the rest is a matter of time.
     async fn changed(&self, _: &LeaseName, _: &Version) {
         match &self.lock {
-            Some(lock) => lock.taken().await,
-            None => std::future::pending().await,
+            Some(lock) if !self.left_to_holder.load(Ordering::Relaxed) => lock.taken().await,
+            Some(_) | None => std::future::pending().await,
         }
     }
 
@@ -178,11 +188,12 @@ pub fn app_lease(table: &str) -> LeaseName {
 }
 
 impl Worker {
-    fn new(settings: Settings, lock: Option<Arc<lock::KernelLock>>) -> Worker {
+    fn new(settings: Settings, lock: Option<Arc<lock::KernelLock>>, left_to_holder: Arc<AtomicBool>) -> Worker {
         let wall_offset = (settings.wall_ms)() - boot_ms((settings.now)());
         Worker {
             boot: Boot::current(),
             lock,
+            left_to_holder,
             app_table: settings.app_table.as_deref().map(AppTable::new),
             database: None,
             patience: Arc::default(),
@@ -199,16 +210,26 @@ impl Worker {
         let until = (self.settings.now)() + self.settings.timing.attempt * 4 / 5;
         self.patience.store(until.nanos(), Ordering::Relaxed);
         self.open()?;
-        work(self)
+        let result = work(self);
+        // A connection can be in trouble for good although the files are well: one that was opened while they were read-only,
+        // or the index (-shm) of a log that was removed, which SQLite rebuilds only when nobody has it open.
+        if result.as_ref().is_err_and(|error| *error != database::locked()) {
+            self.close();
+        }
+        result
+    }
+
+    fn close(&mut self) {
+        if self.database.take().is_some_and(|database| !database.is_in_place()) && self.has_written {
+            self.replaced = true;
+        }
     }
 
     fn open(&mut self) -> Result<(), StoreError> {
         if self.database.as_ref().is_some_and(Database::is_in_place) {
             return Ok(());
         }
-        if self.database.take().is_some() && self.has_written {
-            self.replaced = true;
-        }
+        self.close();
         let Settings { path, open, now, .. } = &self.settings;
         self.database = Some(Database::open(path, *open, self.app_table.as_ref(), Arc::clone(&self.patience), *now)?);
         Ok(())
@@ -219,8 +240,24 @@ impl Worker {
         let database = self.database.as_mut().expect("opened by attempt");
         let row = database.row(name)?;
         let app_row = self.app_table.as_ref().map(|table| database.app_row(table)).transpose()?;
+        let standing = standing.filter(|standing| !self.is_the_holders(row.as_ref(), standing, now));
+        self.left_to_holder.store(standing.is_none() && self.lock.is_some(), Ordering::Relaxed);
+        if let Some(lock) = self.lock.as_ref().filter(|_| standing.is_none()) {
+            lock.unlock();
+        }
         let snapshot = self.snapshot(row, app_row, standing, now);
         self.with_sighting(name, snapshot)
+    }
+
+    /// We have the kernel lock of a side file that was made anew under a holder whose lease runs. It is his to take at his
+    /// next beat: if we kept it, a database that is deleted later would let us in beside him.
+    fn is_the_holders(&self, row: Option<&LeaseRow>, standing: &Standing, now: Moment) -> bool {
+        let (Standing::Ours { side, .. }, Some(row), None) = (standing, row, &self.app_table) else { return false };
+        // With a database of ours replaced it may be we who hold the lease, whatever the new one says.
+        let ours = self.replaced || self.claimed.is_some_and(|(token, _)| token == row.record.token);
+        let another = row.record.holder.is_some() && !ours;
+        let runs = matches!(evidence(row, self.boot.as_ref(), None, now), Evidence::Left(left) if !left.is_zero());
+        another && runs && row.side.as_deref() != Some(&side.to_string())
     }
 
     fn snapshot(&self, row: Option<LeaseRow>, app_row: Option<Option<AppRow>>, standing: Option<Standing>, now: Moment) -> Snapshot {
