@@ -4,7 +4,10 @@
 //! `PROPTEST_CASES` says how many inputs there are (256 unless given; each test has its share of it). A failure prints the
 //! smallest input that was found and the `PROPTEST_RNG_SEED` that finds it again.
 
+mod command_line;
+mod secrets;
 mod timing;
+mod values;
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
