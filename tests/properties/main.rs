@@ -5,6 +5,7 @@
 //! smallest input that was found and the `PROPTEST_RNG_SEED` that finds it again.
 
 mod command_line;
+mod records;
 mod secrets;
 mod timing;
 mod values;
