@@ -5,10 +5,12 @@
 //! smallest input that was found and the `PROPTEST_RNG_SEED` that finds it again.
 
 mod command_line;
+mod damaged;
 mod records;
 mod secrets;
 mod timing;
 mod values;
+mod wire;
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
