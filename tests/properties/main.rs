@@ -8,6 +8,7 @@ mod command_line;
 mod damaged;
 mod records;
 mod secrets;
+mod shown;
 mod timing;
 mod values;
 mod wire;
