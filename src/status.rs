@@ -221,7 +221,8 @@ impl Check {
             Some(mode) => format!("journal mode {mode}"),
             None => "not there yet, will be made".to_string(),
         };
-        let _ = writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", self.path, self.file_system, self.sqlite_version);
+        let _ =
+            writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", one_line(&self.path), self.file_system, self.sqlite_version);
         let _ = writeln!(
             text,
             "ttl {}, renewed every {}; without a renewal: stop signal after {}, SIGKILL after {}, all dead after {}",
@@ -237,7 +238,7 @@ impl Check {
              next one starts about 1 s after a kill -9 of a whole tree, without it after the ttl"
         );
         for warning in &self.warnings {
-            let _ = writeln!(text, "warning: {warning}");
+            let _ = writeln!(text, "warning: {}", one_line(warning));
         }
         if !self.blocked_by_pids.is_empty() {
             let pids = self.blocked_by_pids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ");

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,16 +71,21 @@ fn scheme(text: &str) -> Option<&str> {
     (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(letters)).then_some(scheme)
 }
 
+/// Bytes of a store's URL, so that a device or a log given by mistake is not read to its end.
+const LONGEST: u64 = 8192;
+
 /// A file that holds the store's URL: a Docker secret.
 pub fn from_file(file: &OsStr) -> Result<StoreUrl, String> {
     let shown = without_password(&file.to_string_lossy());
-    let bytes = fs::read(file).map_err(|error| format!("{shown}: {error}; it names a file that holds the store's URL"))?;
+    let mut bytes = Vec::new();
+    let read = fs::File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    read.map_err(|error| format!("{shown}: {error}; it names a file that holds the store's URL"))?;
     if bytes.starts_with(b"SQLite format 3\0") {
         return Err(format!("{shown}: that is a database itself; set LOCKRUN_DB to it"));
     }
     let text = String::from_utf8(bytes).map_err(|_| format!("{shown}: it holds no text; it should hold the store's URL"))?;
     let url = text.trim_end_matches(['\n', '\r']);
-    if url.is_empty() || url.contains('\n') {
+    if url.is_empty() || url.contains('\n') || url.len() > LONGEST as usize {
         return Err(format!("{shown}: it must hold one line, the store's URL"));
     }
     StoreUrl::parse(OsStr::new(url)).map_err(|why| format!("{shown}: {why}"))

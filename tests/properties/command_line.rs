@@ -245,6 +245,14 @@ fn a_store_is_a_path_byte_by_byte_or_refused() {
 }
 
 #[test]
+fn a_file_without_an_end_is_not_read_to_its_end() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&file, "x".repeat(1 << 20)).expect("a long line");
+    let why = value::from_file(file.path().as_os_str()).expect_err("too long for a path");
+    assert!(why.contains("one line") && why.len() < 500, "{}", why.len());
+}
+
+#[test]
 fn a_file_that_should_hold_the_stores_url_may_hold_anything() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("url");

@@ -1,10 +1,13 @@
 //! What others wrote is shown as text: a line stays one line, a terminal obeys nothing of it, JSON stays JSON.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use lockrun::config::Target;
 use lockrun::lease::{Asked, Clocks, Timing};
 use lockrun::status;
+use lockrun::store::sqlite;
 use proptest::prelude::*;
 use proptest::sample::select;
 use rusqlite::{Connection, params};
@@ -51,14 +54,18 @@ fn put(room: &Room, theirs: &Theirs) -> (tempfile::TempDir, std::path::PathBuf) 
     (dir, path)
 }
 
+fn target(path: &Path) -> Target {
+    let place = sqlite::look(path, true).expect("a good place");
+    let timing = Timing::new(Asked::default(), Clocks::OneKernel).expect("the default");
+    Target { place, name: None, app_table: None, timing }
+}
+
 #[test]
 fn status_shows_a_line_for_each_lease_and_nothing_that_moves_a_cursor() {
     let room = Room::new();
     check(300, theirs(), |theirs| {
         let (_dir, path) = put(&room, &theirs);
-        let place = lockrun::store::sqlite::look(&path, true).expect("a good place");
-        let timing = Timing::new(Asked::default(), Clocks::OneKernel).expect("the default");
-        let target = lockrun::config::Target { place, name: None, app_table: None, timing };
+        let target = target(&path);
         let (text, json) = block_on(async {
             (status::status(&target, false).await.expect("readable").text, status::status(&target, true).await.expect("readable").text)
         });
@@ -71,7 +78,26 @@ fn status_shows_a_line_for_each_lease_and_nothing_that_moves_a_cursor() {
     });
 }
 
-fn try_once(path: &std::path::Path, format: &str) -> Output {
+#[test]
+fn check_shows_a_path_of_any_letters_in_its_lines() {
+    let room = Room::new();
+    check(200, hostile_text(), |text| {
+        let (dir, _) = room.fresh();
+        let name: String = text.chars().filter(|c| !"/\0".contains(*c)).take(40).chain(".db".chars()).collect();
+        let target = target(&dir.path().join(&name));
+        let (text, json) = block_on(async {
+            (
+                status::check(&target, false, None).await.expect("usable").text,
+                status::check(&target, true, None).await.expect("usable").text,
+            )
+        });
+        assert!(text.lines().all(is_one_line) && text.lines().count() == 3 + target.place.warnings.len(), "{text:?}");
+        let answer: Value = serde_json::from_str(&json).expect("JSON");
+        assert!(is_one_line(json.trim_end()) && answer["path"].as_str().is_some_and(|path| path.ends_with(&name)), "{json:?}");
+    });
+}
+
+fn try_once(path: &Path, format: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockrun"));
     let outside = std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("LOCKRUN_"));
     for (key, _) in outside {
