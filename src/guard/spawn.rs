@@ -172,8 +172,17 @@ mod tests {
             token: i64,
         ) {
             let variables = others.into_iter().chain([("LISTEN_PID".into(), listen_pid.clone())]).collect();
-            let job = Job { argv: vec![], environment: variables, directory: None, terminal: false, stop_signal: 15, kill_time: Duration::ZERO, to_group: false };
-            let passed: Vec<Vec<u8>> = environment(&job, 42, Pid::from_raw(7), Token(token)).into_iter().map(CString::into_bytes).collect();
+            let job = Job {
+                argv: vec![],
+                environment: variables,
+                directory: None,
+                terminal: false,
+                stop_signal: libc::SIGTERM,
+                kill_time: Duration::ZERO,
+                to_group: false,
+            };
+            let passed = environment(&job, 42, Pid::from_raw(7), Token(token)).into_iter().map(CString::into_bytes);
+            let passed: Vec<Vec<u8>> = passed.collect();
             let expected = job.environment.iter().map(|(key, value)| match key == "LISTEN_PID" && listen_pid == "42" {
                 true => b"LISTEN_PID=7".to_vec(),
                 false => [key.as_bytes(), b"=", value.as_bytes()].concat(),

@@ -170,7 +170,7 @@ pub enum Received {
 pub fn receive(socket: &OwnedFd) -> Received {
     let mut bytes = [0; MAX];
     let mut iov = [IoSliceMut::new(&mut bytes)];
-    // As many as one message can carry (SCM_MAX_FD): of those that came where room was short, nobody would know.
+    // As many as one message can carry (SCM_MAX_FD): where room is short nix tells of none, and those that came stay open.
     let mut space = nix::cmsg_space!([libc::c_int; 253]);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let (length, lock) = loop {

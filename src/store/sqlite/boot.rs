@@ -74,9 +74,15 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn an_offset_is_what_the_line_says_or_unknown(before in "(monotonic +-?[0-9]{1,5} +[0-9]{1,9}\n)?", seconds: i64, nanos in 0..1_000_000_000_i64) {
-            let whole = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-            prop_assert_eq!(parse_offset(&format!("{before}boottime {seconds:>10} {nanos:>9}\n")).map(i128::from), i64::try_from(whole).ok().map(i128::from));
+        fn an_offset_is_what_the_line_says_or_unknown(
+            before in "(monotonic +-?[0-9]{1,5} +[0-9]{1,9}\n)?",
+            seconds in prop_oneof![any::<i64>(), -10_000_000_000..10_000_000_000_i64],
+            nanos in 0..1_000_000_000_i64,
+        ) {
+            let whole = i64::try_from(i128::from(seconds) * 1_000_000_000 + i128::from(nanos)).ok();
+            // Below zero the nanoseconds bring back what the seconds alone cannot say.
+            let sayable = seconds.checked_mul(1_000_000_000).and(whole);
+            prop_assert_eq!(parse_offset(&format!("{before}boottime {seconds:>10} {nanos:>9}\n")), sayable);
         }
 
         #[test]

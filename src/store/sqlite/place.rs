@@ -235,7 +235,8 @@ mod tests {
             let point = Path::new("/data").join(OsString::from_vec(name));
             let line = |root: &[u8], point: &Path| [b"36 35 98:0 ", root, b" ", &escaped(point), b" rw master:1 - ext4 /dev/x rw\n"].concat();
             let before: Vec<u8> = before.into_iter().filter(|byte| *byte != b'\n').chain(*b"\n").collect();
-            let mounts = [line(b"/", Path::new("/")), before, line(b"/old", &point), line(b"/new", &point), line(b"/other", Path::new("/data/"))].concat();
+            let here = [line(b"/old", &point), line(b"/new", &point)].concat();
+            let mounts = [line(b"/", Path::new("/")), before, here, line(b"/other", Path::new("/data/"))].concat();
             prop_assert_eq!(root_of(&point.join("folder"), &mounts), "/new");
             prop_assert_eq!(root_of(Path::new("/elsewhere"), &mounts), "/");
         }
