@@ -7,6 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::Failure;
 use crate::exit;
+use crate::text::without_password;
 
 /// Run one command under a lease lock: of all the copies started anywhere, one runs at a time.
 ///
@@ -172,12 +173,24 @@ fn explain(error: &clap::Error, argv: &[OsString]) -> String {
             format!("-c: lockrun starts no shell; write: -- sh -c {script}")
         }
         _ => {
-            let text = error.to_string();
+            let text = without_passwords(error.to_string(), argv);
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let line = text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ");
             format!("{line}; see lockrun --help")
         }
     }
+}
+
+/// clap shows values as they were typed, with the option or without.
+fn without_passwords(text: String, argv: &[OsString]) -> String {
+    argv.iter().map(|arg| arg.to_string_lossy()).fold(text, |text, arg| {
+        let value = arg.split_once('=').map_or(arg.as_ref(), |(_, value)| value);
+        let hide = |text: String, part: &str| match without_password(part) {
+            shown if shown == part => text,
+            shown => text.replace(part, &shown),
+        };
+        hide(hide(text, &arg), value)
+    })
 }
 
 /// Subcommands that have their names, and are not there yet.
@@ -197,16 +210,17 @@ fn without_dashes(argv: &[OsString], word: &str) -> String {
         words.push(quoted(arg));
     }
     if !words.iter().take_while(|word| *word != "--").any(|word| word.starts_with("--db")) {
-        words = ["lockrun", "--db", "x.db", "--", word, "…"].map(str::to_string).to_vec(); // its options stand behind it
+        words = ["lockrun", "--db", "x.db", "--", &quoted(word.as_ref()), "…"].map(str::to_string).to_vec(); // its options stand behind it
     }
+    let word = without_password(word);
     format!("{word}: a command goes behind --, lockrun's own options before; write: {}", words.join(" "))
 }
 
 /// As a shell would need it.
 fn quoted(arg: &OsStr) -> String {
-    let text = arg.to_string_lossy();
+    let text = without_password(&arg.to_string_lossy());
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 #[cfg(test)]

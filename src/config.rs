@@ -13,6 +13,7 @@ use crate::cli::{Cli, RunArgs, SignalTo, StoreArgs, Verb};
 use crate::error::Failure;
 use crate::lease::{Asked, Clocks, Holder, HolderId, LeaseName, OnLost, Settings, Timing, Wait};
 use crate::store::sqlite::{self, Place};
+use crate::text::without_password;
 use value::StoreUrl;
 
 /// The environment as lockrun reads it: an empty variable is unset.
@@ -62,7 +63,7 @@ impl<'a> Given<'a> {
 
     fn refuse(self, why: &str) -> Failure {
         let separator = if self.source.starts_with('-') { ' ' } else { '=' };
-        Failure::refused(format!("{}{separator}{}: {why}", self.source, self.value.to_string_lossy()))
+        Failure::refused(format!("{}{separator}{}: {why}", self.source, without_password(&self.value.to_string_lossy())))
     }
 }
 

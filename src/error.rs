@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::exit;
+use crate::text::one_line;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -12,12 +13,12 @@ pub struct Failure {
 
 impl Failure {
     /// It will not heal by itself.
-    pub fn refused(line: impl Into<String>) -> Failure {
-        Failure { code: exit::REFUSED, line: line.into() }
+    pub fn refused(line: impl AsRef<str>) -> Failure {
+        Failure { code: exit::REFUSED, line: one_line(line.as_ref()) }
     }
 
-    pub fn unreachable(line: impl Into<String>) -> Failure {
-        Failure { code: exit::UNREACHABLE, line: line.into() }
+    pub fn unreachable(line: impl AsRef<str>) -> Failure {
+        Failure { code: exit::UNREACHABLE, line: one_line(line.as_ref()) }
     }
 }
 

@@ -16,7 +16,7 @@
 //! # Imports
 //!
 //! `main → app → {config → cli, status} → supervisor → {store, guard, clock} → lease → exit`. Nothing points up. `store`,
-//! `guard` and `clock` never see each other; `lease` sees `std` and `exit` only. `tests/house.rs` checks it.
+//! `guard` and `clock` never see each other; `lease` sees `std` and `exit` only; `text` sees nothing. `tests/house.rs` checks it.
 //!
 //! # Invariants
 //!
@@ -46,3 +46,4 @@ pub mod signals;
 pub mod status;
 pub mod store;
 pub mod supervisor;
+pub mod text;

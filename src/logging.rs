@@ -14,6 +14,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use crate::config::LogFormat;
+use crate::text::{json_line, one_line};
 
 /// Lines that wait for a slow reader.
 const QUEUE: usize = 256;
@@ -40,9 +41,9 @@ fn wants_colour() -> bool {
     terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// For the one line of an error before anything was started, when there is no lease to name yet.
+/// For the one line (`Failure` sees to that) of an error before anything was started, when there is no lease to name yet.
 pub fn say(line: &str) {
-    write_out(&format!("lockrun: {}\n", one_line(line)));
+    write_out(&format!("lockrun: {}\n", shortened(line)));
 }
 
 /// Waits a moment for the lines to go out.
@@ -112,13 +113,19 @@ impl Lines {
             Level::WARN => ("\x1b[33m", "\x1b[0m"),
             _ => ("", ""),
         };
-        format!("{on}lockrun: {}: {}{off}\n", fields.name.as_deref().unwrap_or(""), one_line(&fields.msg))
+        format!("{on}lockrun: {}: {}{off}\n", fields.name.as_deref().unwrap_or(""), shortened(&one_line(&fields.msg)))
     }
 }
 
-/// What a store or a record says may hold anything.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// Without its middle, if it is longer than a pipe with room surely takes at once: what it is about stands at the beginning,
+/// what to do at the end.
+fn shortened(line: &str) -> String {
+    const END: usize = 450;
+    let count = line.chars().count();
+    if count <= 2 * END {
+        return line.to_string();
+    }
+    line.chars().take(END).chain(" … ".chars()).chain(line.chars().skip(count - END)).collect()
 }
 
 #[derive(Serialize)]
@@ -147,9 +154,7 @@ fn json(level: Level, fields: Fields) -> String {
         reason: fields.reason,
         msg: fields.msg,
     };
-    let mut text = serde_json::to_string(&line).unwrap_or_default();
-    text.push('\n');
-    text
+    json_line(&line)
 }
 
 #[derive(Default)]

@@ -13,6 +13,7 @@ use crate::lease::{Evidence, Finding, LeaseName, Moment, Seconds, Snapshot, Toke
 use crate::report::timestamp;
 use crate::store::sqlite::{self, Open, SqliteStore};
 use crate::store::{Store, StoreError};
+use crate::text::{json_line, one_line};
 
 /// What goes to stdout, and the exit code.
 pub struct Answer {
@@ -138,9 +139,9 @@ pub async fn status(target: &Target, json: bool) -> Result<Answer, Failure> {
     let locks: Vec<Lock> = found.into_iter().map(|(name, snapshot)| Lock::new(target, &name, snapshot)).collect();
     let held = locks.iter().any(|lock| lock.state == State::Held);
     let text = match (json, locks.as_slice()) {
-        (true, _) => format!("{}\n", serde_json::to_string(&Locks { locks }).unwrap_or_default()),
+        (true, _) => json_line(&Locks { locks }),
         (false, []) => "no lease was ever taken here\n".to_string(),
-        (false, locks) => locks.iter().map(|lock| lock.line() + "\n").collect(),
+        (false, locks) => locks.iter().map(|lock| one_line(&lock.line()) + "\n").collect(),
     };
     Ok(Answer { text, code: if asked.is_some() && !held { exit::NO } else { 0 } })
 }
@@ -208,7 +209,7 @@ pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<An
         holds,
     };
     let code = if holds == Some(false) { exit::NO } else { 0 };
-    let text = if json { format!("{}\n", serde_json::to_string(&check).unwrap_or_default()) } else { check.text() };
+    let text = if json { json_line(&check) } else { check.text() };
     Ok(Answer { text, code })
 }
 
@@ -220,7 +221,8 @@ impl Check {
             Some(mode) => format!("journal mode {mode}"),
             None => "not there yet, will be made".to_string(),
         };
-        let _ = writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", self.path, self.file_system, self.sqlite_version);
+        let _ =
+            writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", one_line(&self.path), self.file_system, self.sqlite_version);
         let _ = writeln!(
             text,
             "ttl {}, renewed every {}; without a renewal: stop signal after {}, SIGKILL after {}, all dead after {}",
@@ -236,7 +238,7 @@ impl Check {
              next one starts about 1 s after a kill -9 of a whole tree, without it after the ttl"
         );
         for warning in &self.warnings {
-            let _ = writeln!(text, "warning: {warning}");
+            let _ = writeln!(text, "warning: {}", one_line(warning));
         }
         if !self.blocked_by_pids.is_empty() {
             let pids = self.blocked_by_pids.iter().map(i32::to_string).collect::<Vec<_>>().join(" ");

@@ -114,17 +114,17 @@ fn room(path: &str) -> &str {
 /// `main → app → {config → cli, status} → supervisor → {store, guard, clock} → lease → exit`: what each may see.
 fn may_see(room: &str) -> &'static [&'static str] {
     match room {
-        "exit" => &[],
+        "exit" | "text" => &[],
         "lease" => &["exit"],
         "store" | "clock" => &["lease"],
         "guard" => &["lease", "exit"],
         "signals" => &["guard"],
-        "error" => &["exit"],
-        "cli" => &["error", "exit"],
-        "config" => &["cli", "error", "exit", "lease", "store"],
-        "logging" => &["config"],
+        "error" => &["exit", "text"],
+        "cli" => &["error", "exit", "text"],
+        "config" => &["cli", "error", "exit", "lease", "store", "text"],
+        "logging" => &["config", "text"],
         "report" => &["exit", "lease"],
-        "status" => &["clock", "config", "error", "exit", "lease", "report", "store"],
+        "status" => &["clock", "config", "error", "exit", "lease", "report", "store", "text"],
         "supervisor" => &["clock", "guard", "lease", "logging", "report", "signals", "store"],
         "app" => &["clock", "config", "error", "exit", "guard", "lease", "logging", "report", "signals", "status", "store", "supervisor"],
         "main" => &["app", "cli", "clock", "config", "error", "exit", "logging", "signals"],

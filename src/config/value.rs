@@ -2,13 +2,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::Level;
 
 use super::LogFormat;
 use crate::lease::{LeaseName, OnLost};
+use crate::text::without_password;
 
 /// Which store. An error names the value itself, because it may have to hide a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +31,7 @@ impl StoreUrl {
         }
         if let Some(path) = text.strip_prefix("sqlite:") {
             if path.starts_with("//") {
-                return Err(format!("{text}: write sqlite:PATH, without slashes before the path"));
+                return Err("sqlite://…: write sqlite:PATH, without slashes before the path".to_string());
             }
             // By bytes, so that a path that is not UTF-8 stays what it is.
             use std::os::unix::ffi::OsStrExt;
@@ -51,6 +53,13 @@ impl StoreUrl {
         if path.is_empty() || path == ":memory:" {
             return Err(format!("{}: no other copy would see it; name a file", path.to_string_lossy()));
         }
+        // Quotes, a space or a slip in front of a URL would make it a path, whose errors show it whole.
+        let text = path.to_string_lossy();
+        let shown = without_password(&text);
+        let meant = ["./", "../", "/"].iter().any(|start| text.starts_with(start)) && !text.starts_with("//");
+        if shown != text && !meant {
+            return Err(format!("{shown}: a URL, but of no store; check its beginning; if it is a path, put ./ before it"));
+        }
         Ok(StoreUrl::Sqlite(PathBuf::from(path)))
     }
 }
@@ -62,16 +71,21 @@ fn scheme(text: &str) -> Option<&str> {
     (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(letters)).then_some(scheme)
 }
 
+/// Bytes of a store's URL, so that a device or a log given by mistake is not read to its end.
+const LONGEST: u64 = 8192;
+
 /// A file that holds the store's URL: a Docker secret.
 pub fn from_file(file: &OsStr) -> Result<StoreUrl, String> {
-    let shown = Path::new(file).display();
-    let bytes = fs::read(file).map_err(|error| format!("{shown}: {error}; it names a file that holds the store's URL"))?;
+    let shown = without_password(&file.to_string_lossy());
+    let mut bytes = Vec::new();
+    let read = fs::File::open(file).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    read.map_err(|error| format!("{shown}: {error}; it names a file that holds the store's URL"))?;
     if bytes.starts_with(b"SQLite format 3\0") {
         return Err(format!("{shown}: that is a database itself; set LOCKRUN_DB to it"));
     }
     let text = String::from_utf8(bytes).map_err(|_| format!("{shown}: it holds no text; it should hold the store's URL"))?;
     let url = text.trim_end_matches(['\n', '\r']);
-    if url.is_empty() || url.contains('\n') {
+    if url.is_empty() || url.contains('\n') || url.len() > LONGEST as usize {
         return Err(format!("{shown}: it must hold one line, the store's URL"));
     }
     StoreUrl::parse(OsStr::new(url)).map_err(|why| format!("{shown}: {why}"))
@@ -158,8 +172,8 @@ pub fn signal(text: &str) -> Result<i32, String> {
 
 fn realtime(name: &str) -> Option<i32> {
     let offset = match (name.strip_prefix("SIGRTMIN"), name.strip_prefix("SIGRTMAX")) {
-        (Some(offset), _) => libc::SIGRTMIN() + number_or_zero(offset)?,
-        (_, Some(offset)) => libc::SIGRTMAX() + number_or_zero(offset)?,
+        (Some(offset), _) => libc::SIGRTMIN().checked_add(number_or_zero(offset)?)?,
+        (_, Some(offset)) => libc::SIGRTMAX().checked_add(number_or_zero(offset)?)?,
         (None, None) => return None,
     };
     (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&offset).then_some(offset)
@@ -171,6 +185,8 @@ fn number_or_zero(text: &str) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn url(text: &str) -> Result<StoreUrl, String> {

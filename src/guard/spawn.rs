@@ -148,3 +148,46 @@ pub fn signal(job: &Job, command: i32, number: i32) {
     let target = if job.to_group && !job.terminal { -command } else { command };
     let _ = tree::send(target, number);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes() -> impl Strategy<Value = OsString> {
+        vec(1..=255_u8, 0..9).prop_map(OsString::from_vec)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_variable_is_passed_on_but_the_pid_of_our_own_sockets(
+            others in vec((bytes(), bytes()), 0..4),
+            listen_pid in prop_oneof![Just(OsString::from("42")), "[0-9 +]{0,4}".prop_map(OsString::from), bytes()],
+            token: i64,
+        ) {
+            let variables = others.into_iter().chain([("LISTEN_PID".into(), listen_pid.clone())]).collect();
+            let job = Job {
+                argv: vec![],
+                environment: variables,
+                directory: None,
+                terminal: false,
+                stop_signal: libc::SIGTERM,
+                kill_time: Duration::ZERO,
+                to_group: false,
+            };
+            let passed = environment(&job, 42, Pid::from_raw(7), Token(token)).into_iter().map(CString::into_bytes);
+            let passed: Vec<Vec<u8>> = passed.collect();
+            let expected = job.environment.iter().map(|(key, value)| match key == "LISTEN_PID" && listen_pid == "42" {
+                true => b"LISTEN_PID=7".to_vec(),
+                false => [key.as_bytes(), b"=", value.as_bytes()].concat(),
+            });
+            prop_assert_eq!(passed, expected.chain([format!("LOCKRUN_TOKEN={token}").into_bytes()]).collect::<Vec<_>>());
+        }
+    }
+}

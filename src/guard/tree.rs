@@ -40,11 +40,15 @@ fn children_of(process: &str, found: &mut Vec<i32>) {
 
 /// Not a zombie. The leader of a thread group may be one while other threads run.
 pub fn is_alive(pid: i32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return send(pid, 0) != Err(Errno::ESRCH); // hidden from us, perhaps (hidepid)
-    };
-    // proc_pid_stat(5). The name in parentheses may hold anything; behind the last one come state and, 17 fields on, the
-    // number of threads.
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(stat) => shows_life(&String::from_utf8_lossy(&stat)),
+        Err(_) => send(pid, 0) != Err(Errno::ESRCH), // hidden from us, perhaps (hidepid)
+    }
+}
+
+/// proc_pid_stat(5). The name in parentheses may hold any bytes; behind the last one come state and, 17 fields on, the
+/// number of threads.
+fn shows_life(stat: &str) -> bool {
     let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
     let state = fields.next();
     let threads = fields.nth(16).and_then(|threads| threads.parse::<u64>().ok());
@@ -143,4 +147,53 @@ pub fn wait_any(stopped_too: bool) -> Waited {
 
 fn ended(status: i32) -> Ended {
     if libc::WIFSIGNALED(status) { Ended::Signal(libc::WTERMSIG(status)) } else { Ended::Code(libc::WEXITSTATUS(status)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_zombie_is_told_by_its_state_and_threads_whatever_its_name(name: String, state in "[RSDZTtXIP]", threads in 0..4_u64) {
+            let before = "1 ".repeat(16);
+            let stat = format!("7 ({name}) {state} {before}{threads} 0 0\n");
+            prop_assert_eq!(shows_life(&stat), !(threads <= 1 && ["Z", "X"].contains(&state.as_str())));
+        }
+
+        #[test]
+        fn a_line_that_is_none_is_read_without_a_panic(stat: String) {
+            shows_life(&stat);
+        }
+    }
+
+    /// The name in /proc/PID/stat is the file's, up to 15 bytes of anything.
+    #[test]
+    fn a_process_of_any_name_is_alive_until_it_has_ended() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for name in [&b") R 1 (x"[..], b"\xff\xfe) Z", b"a\nb) X 0", b"((((", b" ", b") Z 1 1 1"] {
+            let program = dir.path().join(OsStr::from_bytes(name));
+            std::os::unix::fs::symlink("/bin/cat", &program).expect("a link");
+            let mut child = Command::new(&program).stdin(std::process::Stdio::piped()).spawn().expect("cat");
+            let pid = child.id() as i32;
+            assert!(is_alive(pid), "{}", name.escape_ascii());
+            drop(child.stdin.take());
+            // SAFETY: an all-zero siginfo_t is a valid one and outlives the call, which leaves the child a zombie.
+            unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                libc::waitid(libc::P_PID, child.id(), &mut info, libc::WEXITED | libc::WNOWAIT);
+            }
+            assert!(!is_alive(pid), "{}", name.escape_ascii());
+            child.wait().expect("reaped");
+            assert!(!is_alive(pid), "{}", name.escape_ascii());
+        }
+    }
 }

@@ -170,7 +170,8 @@ pub enum Received {
 pub fn receive(socket: &OwnedFd) -> Received {
     let mut bytes = [0; MAX];
     let mut iov = [IoSliceMut::new(&mut bytes)];
-    let mut space = nix::cmsg_space!([libc::c_int; 1]);
+    // As many as one message can carry (SCM_MAX_FD): where room is short nix tells of none, and those that came stay open.
+    let mut space = nix::cmsg_space!([libc::c_int; 253]);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let (length, lock) = loop {
         match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {

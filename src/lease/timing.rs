@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::time::Moment;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Half of it is the time-out of a request, and no store answers in less.
+const MIN_HEARTBEAT: Duration = Duration::from_millis(10);
 const MIN_TTL: Duration = Duration::from_secs(2);
 const MAX_TTL: Duration = Duration::from_secs(366 * 86_400);
 const MAX_GRACE_UNASKED: Duration = Duration::from_secs(10);
@@ -60,20 +62,22 @@ impl std::error::Error for TimingError {}
 impl Timing {
     /// A value that was not given bends to those that were; only given values can contradict each other.
     pub fn new(asked: Asked, clocks: Clocks) -> Result<Timing, TimingError> {
-        if let Some(heartbeat) = asked.heartbeat.filter(Duration::is_zero) {
-            return Err(TimingError(format!("heartbeat {heartbeat:?}: must be above zero")));
+        if let Some(heartbeat) = asked.heartbeat.filter(|heartbeat| *heartbeat < MIN_HEARTBEAT) {
+            return Err(TimingError(format!("heartbeat {heartbeat:?}: must be {MIN_HEARTBEAT:?} or more")));
         }
         if let Some(ttl) = asked.ttl {
             return Timing::with_ttl(ttl, asked, clocks);
         }
-        let mut ttl = MINUTE;
-        loop {
-            match Timing::with_ttl(ttl, asked, clocks) {
-                Ok(timing) => return Ok(timing),
-                Err(error) if ttl >= MAX_TTL => return Err(error),
-                Err(_) => ttl += MINUTE,
+        // The least whole minutes that satisfy it: what is needed grows more slowly than the TTL.
+        let (mut least, mut most) = (1, (MAX_TTL.as_secs() / MINUTE.as_secs()) as u32);
+        while least < most {
+            let middle = least.midpoint(most);
+            match Timing::with_ttl(MINUTE * middle, asked, clocks) {
+                Ok(_) => most = middle,
+                Err(_) => least = middle + 1,
             }
         }
+        Timing::with_ttl(MINUTE * least, asked, clocks)
     }
 
     fn with_ttl(ttl: Duration, asked: Asked, clocks: Clocks) -> Result<Timing, TimingError> {
@@ -89,17 +93,17 @@ impl Timing {
             Clocks::Apart => Duration::from_millis(500).min(ttl / 6),
         };
         let heartbeat = asked.heartbeat.unwrap_or(ttl / 12);
-        let attempt = (heartbeat / 2).min(MAX_ATTEMPT);
-        let fixed = margin + kill_time + heartbeat + 3 * attempt;
-        let grace = asked.grace.unwrap_or_else(|| (ttl / 6).min(MAX_GRACE_UNASKED).min(ttl.saturating_sub(fixed)));
         if heartbeat > ttl / 3 {
-            let least = Seconds(3 * heartbeat);
+            let least = Seconds(heartbeat.saturating_mul(3));
             return Err(TimingError(format!(
                 "heartbeat {} with ttl {}: heartbeat ≤ ttl/3 must hold; a ttl of {least} or more would do",
                 Seconds(heartbeat),
                 Seconds(ttl)
             )));
         }
+        let attempt = (heartbeat / 2).min(MAX_ATTEMPT);
+        let fixed = margin + kill_time + heartbeat + 3 * attempt;
+        let grace = asked.grace.unwrap_or_else(|| (ttl / 6).min(MAX_GRACE_UNASKED).min(ttl.saturating_sub(fixed)));
         let needed = fixed.saturating_add(grace);
         if needed > ttl {
             return Err(TimingError(format!(

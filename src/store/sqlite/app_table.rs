@@ -67,7 +67,7 @@ impl AppTable {
     pub fn read(&self, connection: &Connection) -> rusqlite::Result<Option<AppRow>> {
         let sql = format!("SELECT pid, hostname, created_at, heartbeat_at FROM \"{}\" WHERE id = 1", self.name);
         connection
-            .query_row(&sql, [], |row| {
+            .query_one(&sql, [], |row| {
                 Ok(AppRow {
                     pid: number(row, 0)? as i64,
                     hostname: row.get::<_, Option<String>>(1)?.unwrap_or_default(),

@@ -50,6 +50,8 @@ fn parse_offset(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -66,6 +68,37 @@ mod tests {
         assert_eq!(boot.to_local(7), Some(Moment::from_nanos(12)));
         assert_eq!(boot.to_local(-6), None);
         assert_eq!(boot.to_local(i64::MAX), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_offset_is_what_the_line_says_or_unknown(
+            before in "(monotonic +-?[0-9]{1,5} +[0-9]{1,9}\n)?",
+            seconds in prop_oneof![any::<i64>(), -10_000_000_000..10_000_000_000_i64],
+            nanos in 0..1_000_000_000_i64,
+        ) {
+            let whole = i64::try_from(i128::from(seconds) * 1_000_000_000 + i128::from(nanos)).ok();
+            // Below zero the nanoseconds bring back what the seconds alone cannot say.
+            let sayable = seconds.checked_mul(1_000_000_000).and(whole);
+            prop_assert_eq!(parse_offset(&format!("{before}boottime {seconds:>10} {nanos:>9}\n")), sayable);
+        }
+
+        #[test]
+        fn anything_else_is_unknown_or_a_number(text in "(boottime)?[ -~\n]{0,40}", any: String) {
+            parse_offset(&text);
+            prop_assert_eq!(parse_offset(&format!("boottime {any}x")), None);
+        }
+
+        #[test]
+        fn an_instant_of_any_clock_comes_back_or_is_none(nanos: u64, offset_ns: i64, host_ns: i64) {
+            let boot = Boot { id: String::new(), offset_ns };
+            if let Some(local) = boot.to_local(host_ns) {
+                prop_assert_eq!(boot.to_host(local), host_ns);
+            }
+            boot.to_host(Moment::from_nanos(nanos));
+        }
     }
 
     #[test]

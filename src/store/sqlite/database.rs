@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::app_table::{AppRow, AppTable};
-use crate::lease::{Holder, HolderId, LeaseName, Moment, Record, Swap, Token, Version, WriteId};
+use super::row::{self, LeaseRow, Stamp, version};
+use crate::lease::{LeaseName, Moment, Record, Swap, Token, Version};
 use crate::store::StoreError;
 
 const SCHEMA: i64 = 1;
@@ -43,40 +44,11 @@ const TABLES: &str = "
         seen_boot_ns INTEGER NOT NULL,
         PRIMARY KEY (name, boot_id));
     INSERT OR IGNORE INTO lockrun_meta (key, value) VALUES ('schema', 1);";
-const COLUMNS: &str = "name, write_id, token, holder, instance, hostname, pid, command, ttl_ms, acquired_ms, renewed_ms, boot_id, \
-                       asked_boot_ns, side, stopping, app_pid, app_created_at";
 /// Room for the write-ahead log, reserved at a claim: at CHECKPOINT_PAGES it is copied back and overwritten from its
 /// start, so heartbeats need no new block on a disk that has become full.
 const LOG_RESERVE: i64 = 2 << 20;
 /// Pages in the write-ahead log from which it is copied back, after a reply and never before one.
 const CHECKPOINT_PAGES: i32 = 256;
-
-/// One row of `lockrun_lease`, with what is SQLite's own beside the record.
-#[derive(Clone, Debug)]
-pub struct LeaseRow {
-    pub name: LeaseName,
-    pub record: Record,
-    pub boot_id: String,
-    pub asked_boot_ns: i64,
-    /// The side file whose lock the holder had when it wrote this.
-    pub side: Option<String>,
-    app_key: Option<(i64, f64)>,
-}
-
-impl LeaseRow {
-    /// The application's row is the one that this record put there.
-    pub fn owns(&self, row: &AppRow) -> bool {
-        let same = |(pid, created_at): (i64, f64)| pid == row.pid && created_at.to_bits() == row.created_at.to_bits();
-        self.record.holder.as_ref().is_some_and(|holder| holder.hostname == row.hostname) && self.app_key.is_some_and(same)
-    }
-}
-
-/// What a write adds to the record.
-pub struct Stamp {
-    pub boot_id: String,
-    pub asked_boot_ns: i64,
-    pub side: Option<String>,
-}
 
 pub struct Database {
     connection: Connection,
@@ -242,26 +214,26 @@ impl Database {
     }
 
     pub fn row(&self, name: &LeaseName) -> Result<Option<LeaseRow>, StoreError> {
-        read_row(&self.connection, name)
+        row::read(&self.connection, name).map_err(error)
     }
 
     pub fn all_rows(&self) -> Result<Vec<LeaseRow>, StoreError> {
         if self.schema()?.is_none() {
             return Ok(Vec::new());
         }
-        let mut statement = self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM lockrun_lease ORDER BY name")).map_err(error)?;
-        let rows = statement.query_map([], lease_row).map_err(error)?;
-        rows.collect::<Result<_, _>>().map_err(error)
+        row::read_all(&self.connection).map_err(error)
     }
 
     pub fn app_row(&self, table: &AppTable) -> Result<Option<AppRow>, StoreError> {
         table.read(&self.connection).map_err(error)
     }
 
-    /// Since when a process of this boot has seen this version; `None`: noted now, at `seen_ns`.
+    /// Since when a process of this boot has seen this version; `None`: noted now, at `seen_ns`, also in place of what is no
+    /// instant before.
     pub fn sighting(&mut self, name: &LeaseName, boot_id: &str, version: &str, seen_ns: i64) -> Result<Option<i64>, StoreError> {
-        let known = "SELECT seen_boot_ns FROM lockrun_sighting WHERE name = ?1 AND boot_id = ?2 AND version = ?3";
-        let found = self.connection.query_row(known, params![name.as_str(), boot_id, version], |row| row.get(0)).optional();
+        let known = "SELECT seen_boot_ns FROM lockrun_sighting WHERE name = ?1 AND boot_id = ?2 AND version = ?3 \
+                     AND typeof(seen_boot_ns) = 'integer' AND seen_boot_ns BETWEEN 0 AND ?4";
+        let found = self.connection.query_row(known, params![name.as_str(), boot_id, version, seen_ns], |row| row.get(0)).optional();
         if let Some(seen_ns) = found.map_err(error)? {
             return Ok(Some(seen_ns));
         }
@@ -294,8 +266,7 @@ impl Database {
         };
         self.connection.execute_batch(level).map_err(error)?;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
-        let current = read_row(&transaction, name)?;
-        let app_row = table.map(|table| table.read(&transaction)).transpose().map_err(error)?.flatten();
+        let (current, app_row) = read_rows(&transaction, name, table)?;
         if version(current.as_ref(), table.map(|_| app_row.as_ref())) != *expect {
             return Ok(Swap::Conflict);
         }
@@ -305,18 +276,22 @@ impl Database {
             }
             _ => AppTable::row_of(record, app_row.as_ref()),
         });
-        upsert(&transaction, name, record, stamp, new_row.as_ref()).map_err(error)?;
+        row::upsert(&transaction, name, record, stamp, new_row.as_ref()).map_err(error)?;
         if let Some(table) = table {
             table.write(&transaction, app_row.as_ref(), new_row.as_ref()).map_err(error)?;
+        }
+        // Tables that were copied over have lost their keys, and keep the old row beside the new one.
+        let (kept, kept_row) = read_rows(&transaction, name, table)?;
+        let is_ours = |kept: &Record| kept.write == record.write && kept.token == record.token && kept.holder == record.holder;
+        if !kept.as_ref().is_some_and(|kept| is_ours(&kept.record)) || kept_row != new_row {
+            return Err(altered("what was written is not what is read"));
         }
         transaction.commit().map_err(error)?;
         if !self.is_in_place() {
             return Err(moved()); // written, but into a file that nobody else sees
         }
         self.durable = Some(record.token);
-        let written =
-            LeaseRow { name: name.clone(), record: record.clone(), boot_id: String::new(), asked_boot_ns: 0, side: None, app_key: None };
-        Ok(Swap::Done(version(Some(&written), table.map(|_| new_row.as_ref()))))
+        Ok(Swap::Done(version(kept.as_ref(), table.map(|_| kept_row.as_ref()))))
     }
 
     /// After a reply: reserves room for the write-ahead log, and copies a long one back, without making anybody wait.
@@ -340,80 +315,13 @@ impl Database {
     }
 }
 
-/// The record's write id; with an application's table, its row's four values too.
-pub fn version(row: Option<&LeaseRow>, app_row: Option<Option<&AppRow>>) -> Version {
-    let write = row.map(|row| row.record.write.as_str());
-    match app_row {
-        None => write.map_or(Version::Absent, |write| Version::At(write.to_string())),
-        Some(app_row) => Version::At(format!("{} {}", write.unwrap_or("-"), app_row.map_or("-".to_string(), AppRow::version))),
-    }
-}
-
-fn read_row(connection: &Connection, name: &LeaseName) -> Result<Option<LeaseRow>, StoreError> {
-    let sql = format!("SELECT {COLUMNS} FROM lockrun_lease WHERE name = ?1");
-    let mut statement = connection.prepare_cached(&sql).map_err(error)?;
-    statement.query_row([name.as_str()], lease_row).optional().map_err(error)
-}
-
-fn upsert(connection: &Connection, name: &LeaseName, record: &Record, stamp: &Stamp, app_row: Option<&AppRow>) -> rusqlite::Result<usize> {
-    let sql = format!(
-        "INSERT OR REPLACE INTO lockrun_lease ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
-    );
-    let holder = record.holder.as_ref();
-    connection.prepare_cached(&sql)?.execute(params![
-        name.as_str(),
-        record.write.as_str(),
-        record.token.0,
-        holder.map(|holder| holder.id.as_str()),
-        holder.and_then(|holder| holder.instance.as_deref()),
-        holder.map(|holder| holder.hostname.as_str()),
-        holder.map(|holder| holder.pid),
-        holder.map(|holder| serde_json::to_string(&holder.command).unwrap_or_default()),
-        i64::try_from(record.ttl.as_millis()).unwrap_or(i64::MAX),
-        record.acquired_ms,
-        record.renewed_ms,
-        stamp.boot_id,
-        stamp.asked_boot_ns,
-        stamp.side,
-        record.stopping,
-        app_row.map(|row| row.pid),
-        app_row.map(|row| row.created_at),
-    ])
-}
-
-/// A row as anybody may have written it: what cannot be read is an error, never a guess.
-fn lease_row(row: &Row<'_>) -> rusqlite::Result<LeaseRow> {
-    let ttl_ms: i64 = row.get(8)?;
-    let ttl = u64::try_from(ttl_ms).ok().filter(|ttl| *ttl > 0).ok_or(rusqlite::Error::IntegralValueOutOfRange(8, ttl_ms))?;
-    let holder = row.get::<_, Option<String>>(3)?.map(|id| -> rusqlite::Result<Holder> {
-        let command = row.get::<_, Option<String>>(7)?.unwrap_or_default();
-        Ok(Holder {
-            id: HolderId::new(id),
-            instance: row.get(4)?,
-            hostname: row.get::<_, Option<String>>(5)?.unwrap_or_default(),
-            pid: row.get::<_, Option<u32>>(6)?.unwrap_or_default(),
-            command: serde_json::from_str(&command).unwrap_or_else(|_| vec![command]),
-        })
-    });
-    let record = Record {
-        write: WriteId::new(row.get::<_, String>(1)?),
-        token: Token(row.get(2)?),
-        holder: holder.transpose()?,
-        ttl: Duration::from_millis(ttl),
-        asked_at: Moment::default(), // by this process's clock only `evidence` can tell
-        acquired_ms: row.get(9)?,
-        renewed_ms: row.get(10)?,
-        stopping: row.get(14)?,
-    };
-    let app_key = row.get::<_, Option<i64>>(15)?.zip(row.get::<_, Option<f64>>(16)?);
-    Ok(LeaseRow {
-        name: LeaseName::new(row.get::<_, String>(0)?),
-        record,
-        boot_id: row.get(11)?,
-        asked_boot_ns: row.get(12)?,
-        side: row.get(13)?,
-        app_key,
-    })
+fn read_rows(
+    connection: &Connection,
+    name: &LeaseName,
+    table: Option<&AppTable>,
+) -> Result<(Option<LeaseRow>, Option<AppRow>), StoreError> {
+    let app_row = table.map(|table| table.read(connection)).transpose().map_err(error)?.flatten();
+    Ok((row::read(connection, name).map_err(error)?, app_row))
 }
 
 fn inode(path: &Path) -> Option<Inode> {
@@ -428,6 +336,10 @@ pub fn locked() -> StoreError {
     StoreError::Unknown("the database is locked by another process".to_string())
 }
 
+fn altered(how: impl std::fmt::Display) -> StoreError {
+    StoreError::Refused(format!("its tables are not as they were made: {how}; restore them, or name another file"))
+}
+
 fn is_busy(failure: &rusqlite::Error) -> bool {
     matches!(failure.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
@@ -440,6 +352,8 @@ pub fn error(failure: rusqlite::Error) -> StoreError {
             StoreError::Refused(format!("the database is damaged ({failure}); restore it, or move it away and start anew"))
         }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => locked(),
+        // No such table or column; a view; a constraint that was added.
+        Some(ErrorCode::Unknown | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch) => altered(failure),
         Some(_) => StoreError::Unknown(failure.to_string()),
         // Not SQLite's own: a row or table that does not have the shape that it must have.
         None => StoreError::Refused(format!("a record that cannot be read: {failure}; was it written by something else?")),

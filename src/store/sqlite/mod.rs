@@ -7,6 +7,7 @@ mod database;
 mod holders;
 mod lock;
 mod place;
+mod row;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,12 +21,13 @@ use crate::lease::claim::KILL_TIME;
 use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Timing, Token, Version, WriteId};
 use app_table::{AppRow, AppTable};
 use boot::Boot;
+use database::Database;
 pub use database::Open;
-use database::{Database, LeaseRow, Stamp};
 pub use holders::trouble as lock_trouble;
 use lock::Standing;
 pub use lock::side_file;
 pub use place::{Place, look};
+use row::{LeaseRow, Stamp};
 
 /// The version of the SQLite that is bundled.
 pub fn sqlite_version() -> &'static str {
@@ -261,7 +263,7 @@ impl Worker {
     }
 
     fn snapshot(&self, row: Option<LeaseRow>, app_row: Option<Option<AppRow>>, standing: Option<Standing>, now: Moment) -> Snapshot {
-        let version = database::version(row.as_ref(), app_row.as_ref().map(Option::as_ref));
+        let version = row::version(row.as_ref(), app_row.as_ref().map(Option::as_ref));
         let lock = match &standing {
             Some(Standing::Ours { .. }) => KernelLock::Ours,
             Some(Standing::Others) => KernelLock::Others,

@@ -179,21 +179,68 @@ fn on_empty_dir(folder: &Path) -> bool {
     if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
         return false;
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let best = mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (root, point) = (fields.nth(3)?, fields.next()?);
-            folder.starts_with(point).then_some((point.len(), root))
-        })
-        .max();
-    best.is_some_and(|(_, root)| root.contains("/kubernetes.io~empty-dir/"))
+    fs::read("/proc/self/mountinfo").is_ok_and(|mounts| root_of(folder, &mounts).contains("/kubernetes.io~empty-dir/"))
+}
+
+/// The root of the mount that a folder is on, by the lines of proc_pid_mountinfo(5). Of two at one point the later one
+/// hides the other.
+fn root_of(folder: &Path, mounts: &[u8]) -> String {
+    use std::os::unix::ffi::OsStringExt;
+    let mounts = mounts.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (root, point) = (fields.nth(3)?, unescaped(fields.next()?));
+        let depth = point.len();
+        folder.starts_with(std::ffi::OsString::from_vec(point)).then_some((depth, root))
+    });
+    mounts.max_by_key(|(depth, _)| *depth).map(|(_, root)| String::from_utf8_lossy(root).into_owned()).unwrap_or_default()
+}
+
+/// Space, tab, newline and backslash stand there as a backslash and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![];
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let code = after.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let (byte, next) = match code.filter(|_| *first == b'\\') {
+            Some(code) => (code, &after[3..]),
+            None => (*first, after),
+        };
+        bytes.push(byte);
+        rest = next;
+    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// As the kernel does it (mangle_path with " \t\n\\").
+    fn escaped(path: &Path) -> Vec<u8> {
+        let escape = |byte: &u8| if b" \t\n\\".contains(byte) { format!("\\{byte:03o}").into_bytes() } else { vec![*byte] };
+        path.as_os_str().as_bytes().iter().flat_map(escape).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_mount_is_found_by_its_point_whatever_its_letters(name in proptest::collection::vec(1..=255_u8, 1..12), before: Vec<u8>) {
+            let name: Vec<u8> = name.into_iter().filter(|byte| *byte != b'/').chain(*b"x").collect();
+            let point = Path::new("/data").join(OsString::from_vec(name));
+            let line = |root: &[u8], point: &Path| [b"36 35 98:0 ", root, b" ", &escaped(point), b" rw master:1 - ext4 /dev/x rw\n"].concat();
+            let before: Vec<u8> = before.into_iter().filter(|byte| *byte != b'\n').chain(*b"\n").collect();
+            let here = [line(b"/old", &point), line(b"/new", &point)].concat();
+            let mounts = [line(b"/", Path::new("/")), before, here, line(b"/other", Path::new("/data/"))].concat();
+            prop_assert_eq!(root_of(&point.join("folder"), &mounts), "/new");
+            prop_assert_eq!(root_of(Path::new("/elsewhere"), &mounts), "/");
+        }
+    }
 
     #[test]
     fn every_alias_of_a_database_is_one_place() {

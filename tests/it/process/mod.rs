@@ -4,6 +4,7 @@
 mod container;
 mod exit;
 mod faults;
+mod garbage;
 mod inherit;
 mod keeper;
 mod lifetime;
