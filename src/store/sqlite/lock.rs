@@ -2,37 +2,16 @@
 //! front, the guard and the command share one description, so the kernel frees it when the last of them is dead. Waiters
 //! block on it: no polling. The record stays the authority; the lock only shortens waits.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use tokio::sync::Notify;
 
+use super::side::{self, Identity};
 use crate::lease::Moment;
-
-/// A side file, as long as its kernel is up. The boot id is compared beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    dev: u64,
-    ino: u64,
-}
-
-impl Identity {
-    pub fn of(metadata: &fs::Metadata) -> Identity {
-        Identity { dev: metadata.dev(), ino: metadata.ino() }
-    }
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.dev, self.ino)
-    }
-}
 
 /// Who has the lock of the side file that lies at the path now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,12 +89,6 @@ impl Held {
     }
 }
 
-pub fn side_file(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-lockrun");
-    PathBuf::from(name)
-}
-
 /// Bytes from 2^61 up, by a 61-bit hash (FNV-1a) of the lease's name. Part of the format: every version must agree. A
 /// collision only makes two leases exclude each other.
 pub fn byte_of(name: &str) -> i64 {
@@ -126,7 +99,7 @@ pub fn byte_of(name: &str) -> i64 {
 impl KernelLock {
     pub fn new(database: &Path, name: &str, now: fn() -> Moment) -> KernelLock {
         let inner = Inner {
-            path: side_file(database),
+            path: side::path_of(database),
             database: database.to_path_buf(),
             byte: byte_of(name),
             now,
@@ -148,11 +121,11 @@ impl KernelLock {
         let at_path = inner.side_at_path();
         if let Some((file, _)) = mine.filter(|(_, side)| at_path == Some(*side)) {
             // The guard, which shares the description, may have given it back.
-            let still = set(&file, libc::F_WRLCK, inner.byte, false).is_ok();
+            let still = side::try_lock(&file, inner.byte) == Ok(true);
             let mut state = inner.state();
             if state.generation != generation {
                 // Given back meanwhile; this very call may have locked it again.
-                let _ = set(&file, libc::F_UNLCK, inner.byte, false);
+                side::unlock(&file, inner.byte);
                 return Standing::Others;
             }
             if !still {
@@ -251,8 +224,7 @@ impl KernelLock {
             thread.wanted = false;
         }
         if let Some(held) = &state.held {
-            // Explicitly: duplicates of the description may live on elsewhere.
-            let _ = set(&held.file, libc::F_UNLCK, self.inner.byte, false);
+            side::unlock(&held.file, self.inner.byte);
         }
         state.hold(None);
     }
@@ -270,16 +242,14 @@ impl Inner {
     }
 
     fn side_at_path(&self) -> Option<Identity> {
-        fs::metadata(&self.path).ok().map(|metadata| Identity::of(&metadata))
+        Identity::at(&self.path)
     }
 
     fn try_take(&self) -> io::Result<Option<Held>> {
         loop {
             let file = self.open()?;
-            match set(&file, libc::F_WRLCK, self.byte, false) {
-                Ok(()) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
+            if !side::try_lock(&file, self.byte)? {
+                return Ok(None);
             }
             if let Some(held) = self.verified(file)? {
                 return Ok(Some(held));
@@ -295,7 +265,7 @@ impl Inner {
                 if let Some(thread) = self.state().thread.as_mut().filter(|thread| thread.number == number) {
                     thread.side = Some(side);
                 }
-                set(&file, libc::F_WRLCK, self.byte, true)?;
+                side::lock(&file, self.byte)?;
                 self.verified(file)
             });
             let mut state = self.state();
@@ -322,46 +292,13 @@ impl Inner {
     }
 
     fn open(&self) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-        match options.open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
-        }
-        match options.create_new(true).mode(0o644).open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(),
-            Err(error) => Err(error),
-            Ok(file) => {
-                // Whoever may write the database may lock it, also when root made this file.
-                if let Ok(metadata) = fs::metadata(&self.database) {
-                    let _ = std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()));
-                    let _ = file.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o666));
-                }
-                Ok(file)
-            }
-        }
-    }
-}
-
-fn set(file: &File, kind: libc::c_int, byte: i64, wait: bool) -> Result<(), Errno> {
-    // SAFETY: an all-zero flock is a valid one.
-    let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    range.l_type = kind as libc::c_short;
-    range.l_whence = libc::SEEK_SET as libc::c_short;
-    range.l_start = byte;
-    range.l_len = 1;
-    loop {
-        let argument = if wait { FcntlArg::F_OFD_SETLKW(&range) } else { FcntlArg::F_OFD_SETLK(&range) };
-        match fcntl(file, argument) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        side::open_or_make(&self.path, &self.database)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::fd::AsRawFd;
 
     use super::*;
@@ -439,8 +376,8 @@ mod tests {
         let database = dir.path().join("x.db");
         let lock = KernelLock::new(&database, "a", now);
         let Standing::Ours { side, .. } = lock.look() else { panic!("free") };
-        let keep_inode = File::open(side_file(&database)).expect("there");
-        fs::remove_file(side_file(&database)).expect("removed");
+        let keep_inode = File::open(side::path_of(&database)).expect("there");
+        fs::remove_file(side::path_of(&database)).expect("removed");
         let Standing::Ours { side: new, .. } = lock.look() else { panic!("free again") };
         assert_ne!(side, new, "the old inode is in use by {}", keep_inode.as_raw_fd());
         assert!(lock.take_fresh().is_some(), "the guard must keep the new one too");

@@ -7,6 +7,7 @@ mod database;
 mod holders;
 mod lock;
 mod place;
+mod side;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +25,6 @@ pub use database::Open;
 use database::{Database, LeaseRow, Stamp};
 pub use holders::trouble as lock_trouble;
 use lock::Standing;
-pub use lock::side_file;
 pub use place::{Place, look};
 
 /// The version of the SQLite that is bundled.
@@ -71,7 +71,7 @@ struct Worker {
     replaced: bool,
     has_written: bool,
     /// The token of the last claim, and the side file whose lock the command inherits.
-    claimed: Option<(Token, Option<lock::Identity>)>,
+    claimed: Option<(Token, Option<side::Identity>)>,
     /// Wall clock minus boottime when this process started, in milliseconds.
     wall_offset: i64,
 }
@@ -169,7 +169,7 @@ impl Store for SqliteStore {
 
 /// The processes that have the kernel lock of a lease, for `status`.
 pub fn lock_holders(database: &Path, name: &LeaseName) -> Vec<i32> {
-    holders::of(&side_file(database), lock::byte_of(name.as_str()))
+    holders::of(&side::path_of(database), lock::byte_of(name.as_str()))
 }
 
 /// The name of lockrun's own record beside an application's table. SQLite's names of tables ignore case.
