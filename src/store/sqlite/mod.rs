@@ -8,6 +8,7 @@ mod holders;
 mod lock;
 mod place;
 mod side;
+mod turnstile;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -280,7 +281,7 @@ impl Worker {
     }
 
     fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
-        let side = match self.lock.as_ref().map(|lock| lock.look()) {
+        let locked = match self.lock.as_ref().map(|lock| lock.look()) {
             Some(Standing::Ours { side, .. }) => Some(side),
             Some(Standing::Others | Standing::Unsupported(_)) | None => None,
         };
@@ -288,15 +289,18 @@ impl Worker {
         // nothing about what the command left.
         let inherited = match self.claimed {
             Some((token, inherited)) if token == record.token => inherited,
-            Some(_) | None => side,
+            Some(_) | None => locked,
         };
-        let side = side.filter(|side| Some(*side) == inherited).map(|side| side.to_string());
+        let side = locked.filter(|side| Some(*side) == inherited).map(|side| side.to_string());
         let stamp = Stamp {
             boot_id: self.boot.as_ref().map(|boot| boot.id.clone()).unwrap_or_default(),
             asked_boot_ns: self.boot.as_ref().map_or(0, |boot| boot.to_host(record.asked_at)),
             side,
         };
         let database = self.database.as_mut().expect("opened by attempt");
+        if let Some(side) = locked {
+            database.turnstile.follow(side);
+        }
         let swap = database.swap(name, expect, record, &stamp, self.app_table.as_ref())?;
         if let Swap::Done(_) = swap {
             self.has_written = true;
