@@ -7,7 +7,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::side::{self, Identity};
@@ -80,6 +86,8 @@ enum Ahead {
     Waiting,
     /// Held already, or no use: the caller looks again by time.
     Nothing,
+    /// No thread could be started for it.
+    Blind,
 }
 
 impl Held {
@@ -150,12 +158,21 @@ impl KernelLock {
         }
         state.unsupported = None;
         match taken {
-            Ok(Some(held)) => {
-                // An older description (of a side file that was removed) goes on in the guard and the command.
-                state.hold(Some(held));
-                state.held.as_mut().map_or(Standing::Others, Held::tell)
+            Ok(taken) => {
+                // Of a side file that was removed or replaced: nobody who starts now asks there, but those who waited before
+                // do. Let go of it, and they come to the new one. (Where only a leftover of a dead holder has it, they learn
+                // of the new one when they look for the next line of their log. Not by inotify(7): an instance for each
+                // waiter would soon use up the 128 of a user, and closing one takes 20 ms.)
+                let old = state.held.take_if(|old| at_path != Some(old.side));
+                if let Some(old) = &old {
+                    side::unlock(&old.file, inner.byte);
+                }
+                if old.is_some() || taken.is_some() {
+                    state.hold(taken);
+                    return state.held.as_mut().map_or(Standing::Others, Held::tell);
+                }
+                Standing::Others
             }
-            Ok(None) => Standing::Others,
             Err(error) => {
                 let reason = format!("{}: {error}", inner.path.display());
                 state.unsupported = Some(reason.clone());
@@ -176,6 +193,7 @@ impl KernelLock {
             Ahead::Granted => {}
             Ahead::Waiting => granted.await,
             Ahead::Nothing => std::future::pending().await,
+            Ahead::Blind => a_second().await,
         }
     }
 
@@ -202,7 +220,7 @@ impl KernelLock {
         // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
         let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait(number));
         if thread.is_err() {
-            return Ahead::Nothing;
+            return Ahead::Blind;
         }
         state.thread = Some(Waiter { number, side: None, wanted: true });
         Ahead::Waiting
@@ -296,90 +314,19 @@ impl Inner {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-
-    fn now() -> Moment {
-        Moment::from_nanos(7)
-    }
-
-    #[test]
-    fn the_byte_of_a_name_never_changes() {
-        assert_eq!(byte_of("default"), 4428644419968964799);
-        assert_eq!(byte_of("nightly/backup"), 4361205080714135828);
-    }
-
-    #[test]
-    fn one_description_has_the_lock_and_the_next_gets_it_when_it_is_given_back() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        let other_name = KernelLock::new(&database, "b", now);
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert_eq!(second.look(), Standing::Others);
-        assert!(matches!(other_name.look(), Standing::Ours { .. }));
-        assert_eq!(first.holders(), [std::process::id() as i32]);
-        let duplicate = first.take_fresh().expect("for the guard");
-        assert!(first.take_fresh().is_none(), "handed over once");
-        first.unlock();
-        assert!(matches!(second.look(), Standing::Ours { .. }), "a duplicate ({}) does not keep it", duplicate.as_raw_fd());
-    }
-
-    #[test]
-    fn a_lock_that_comes_while_a_look_says_others_is_not_slept_over() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert_eq!(second.look(), Standing::Others);
-        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
-        assert_eq!(second.look(), Standing::Others, "its own thread waits");
-        first.unlock();
-        let handed = (0..10_000).find_map(|_| {
-            std::thread::yield_now();
-            second.take_fresh().or_else(|| {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                None
-            })
-        });
-        assert!(handed.is_some(), "it came, and the guard has it");
-        assert!(matches!(second.wait_for_it(), Ahead::Granted), "but no look has shown it yet");
-        assert!(matches!(second.look(), Standing::Ours { .. }));
-        assert!(matches!(second.wait_for_it(), Ahead::Nothing));
-    }
-
-    #[test]
-    fn a_lock_that_is_wanted_no_more_is_let_go_of_when_it_comes() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second, third) =
-            (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
-        second.unlock();
-        first.unlock();
-        let third_has_it = (0..10_000).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            matches!(third.look(), Standing::Ours { .. })
-        });
-        assert!(third_has_it);
-        assert!(second.take_fresh().is_none());
-    }
-
-    #[test]
-    fn a_side_file_that_was_removed_is_made_and_locked_anew() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let lock = KernelLock::new(&database, "a", now);
-        let Standing::Ours { side, .. } = lock.look() else { panic!("free") };
-        let keep_inode = File::open(side::path_of(&database)).expect("there");
-        fs::remove_file(side::path_of(&database)).expect("removed");
-        let Standing::Ours { side: new, .. } = lock.look() else { panic!("free again") };
-        assert_ne!(side, new, "the old inode is in use by {}", keep_inode.as_raw_fd());
-        assert!(lock.take_fresh().is_some(), "the guard must keep the new one too");
+/// Where the limits allow no thread that waits, the lock is tried again by time.
+async fn a_second() {
+    let timer = || -> io::Result<AsyncFd<OwnedFd>> {
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        timer.set(Expiration::OneShot(TimeSpec::from_duration(Duration::from_secs(1))), TimerSetTimeFlags::empty())?;
+        // SAFETY: the descriptor is owned by what is registered, which never gives it away.
+        Ok(unsafe { AsyncFd::register_with_interest(OwnedFd::from(timer), Interest::READABLE) }?)
+    };
+    match timer() {
+        Ok(timer) => drop(timer.readable().await),
+        Err(_) => std::future::pending().await, // the next line of the log looks too
     }
 }
+
+#[cfg(test)]
+mod tests;
