@@ -12,3 +12,4 @@ mod process;
 mod removed;
 mod scheduler;
 mod settings;
+mod standby;
