@@ -18,9 +18,9 @@ use crate::lease::Moment;
 const BYTE: i64 = 0;
 
 pub struct Turnstile {
-    side: PathBuf,
-    /// Of the database, if the side file may be made.
-    make_for: Option<PathBuf>,
+    database: PathBuf,
+    /// The side file, if it is missing.
+    make: bool,
     /// Boottime, in nanoseconds: half of what is left until then is waited for the turn, the rest is for SQLite's lock.
     patience: Arc<AtomicU64>,
     now: fn() -> Moment,
@@ -82,7 +82,7 @@ impl Write<'_> {
 
 impl Turnstile {
     pub fn new(database: &Path, make: bool, patience: Arc<AtomicU64>, now: fn() -> Moment) -> Turnstile {
-        Turnstile { side: side::path_of(database), make_for: make.then(|| database.to_path_buf()), patience, now, gate: None }
+        Turnstile { database: database.to_path_buf(), make, patience, now, gate: None }
     }
 
     /// The side file at the path is this one now: whoever asks at another asks in vain.
@@ -97,7 +97,7 @@ impl Turnstile {
 
     fn pass(&mut self) -> Option<Pass<'_>> {
         if self.gate.is_none() {
-            self.gate = Gate::open(&self.side, self.make_for.as_deref()).ok();
+            self.gate = Gate::open(&self.database, self.make).ok();
         }
         let gate = self.gate.as_mut()?;
         let passed = *gate.queue.turn() != Turn::GivenUp
@@ -110,11 +110,9 @@ impl Turnstile {
 }
 
 impl Gate {
-    fn open(path: &Path, make_for: Option<&Path>) -> io::Result<Gate> {
-        let file = match make_for {
-            Some(database) => side::open_or_make(path, database)?,
-            None => side::open(path)?,
-        };
+    fn open(database: &Path, make: bool) -> io::Result<Gate> {
+        let path = side::path_of(database);
+        let file = if make { side::open_or_make(&path, database)? } else { side::open(&path)? };
         let identity = Identity::of(&file.metadata()?);
         Ok(Gate { file: Arc::new(file), identity, queue: Arc::default(), calls: None })
     }
@@ -240,7 +238,7 @@ mod tests {
         let old = other(&folder);
         assert!(turnstile.pass().is_some());
         assert_eq!(side::try_lock(&old, BYTE), Ok(true));
-        std::fs::remove_file(&turnstile.side).expect("it was there");
+        std::fs::remove_file(side::path_of(&turnstile.database)).expect("it was there");
         let new = other(&folder);
         turnstile.follow(Identity::of(&new.metadata().expect("open")));
         let pass = turnstile.pass().expect("nobody is in the new one");
@@ -251,9 +249,9 @@ mod tests {
     #[test]
     fn whoever_may_make_nothing_makes_no_side_file() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut looking = Turnstile { make_for: None, ..turnstile(&folder, FOR_EVER) };
+        let mut looking = Turnstile { make: false, ..turnstile(&folder, FOR_EVER) };
         assert!(looking.pass().is_none());
-        assert!(!looking.side.exists());
+        assert!(!side::path_of(&looking.database).exists());
         let _made = other(&folder);
         assert!(looking.pass().is_some());
     }
