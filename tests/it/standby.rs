@@ -101,7 +101,7 @@ fn a_waiter_comes_to_the_side_file_that_the_holder_made_anew() {
     fs::remove_file(&side).expect("it was there");
     wait_until("the waiter at the new one", || has_open(waiter.pid(), &side));
     assert_eq!(waiter.stderr().lines().count(), 1, "before it looked for another line: {}", waiter.stderr());
-    assert!(has_open(holder.guard(), &side), "the holder's guard has the new one too");
+    wait_until("the holder's guard with the new one too", || has_open(holder.guard(), &side));
     gate.open();
     assert_eq!(holder.finish().code(), 0);
     assert_eq!(waiter.finish().code(), 0);
@@ -123,7 +123,6 @@ fn a_turnstile_that_nobody_lets_go_of_holds_up_no_renewal_and_no_start() {
         assert!(holder.is_running(), "{}", holder.stderr());
         own_row(&open(&scene.db()), "default").is_some_and(|own| own.asked_boot_ns > since + ttl_ns)
     });
-    assert!(!holder.stderr().contains("unreachable"), "{}", holder.stderr());
     let finished = scene.run(&mut scene.lockrun(["--name", "other", "-n", "--", "true"]));
     assert_eq!(finished.code(), 0, "{}", finished.stderr);
 }
