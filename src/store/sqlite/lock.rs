@@ -47,6 +47,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     held: Option<Held>,
+    /// Locked, of side files that were removed or replaced.
+    old: Vec<File>,
     /// Blocks on the lock for us.
     thread: Option<Waiter>,
     threads: u64,
@@ -159,15 +161,10 @@ impl KernelLock {
         state.unsupported = None;
         match taken {
             Ok(taken) => {
-                // Of a side file that was removed or replaced: nobody who starts now asks there, but those who waited before
-                // do. Let go of it, and they come to the new one. (Where only a leftover of a dead holder has it, they learn
-                // of the new one when they look for the next line of their log. Not by inotify(7): an instance for each
-                // waiter would soon use up the 128 of a user, and closing one takes 20 ms.)
                 let old = state.held.take_if(|old| at_path != Some(old.side));
-                if let Some(old) = &old {
-                    side::unlock(&old.file, inner.byte);
-                }
-                if old.is_some() || taken.is_some() {
+                let changes = old.is_some() || taken.is_some();
+                state.old.extend(old.map(|old| old.file));
+                if changes {
                     state.hold(taken);
                     return state.held.as_mut().map_or(Standing::Others, Held::tell);
                 }
@@ -235,6 +232,15 @@ impl KernelLock {
         Some(duplicate.into())
     }
 
+    /// Nobody who starts now asks at a side file that was removed, but those who waited before do: let go of it, and they come
+    /// to the new one. Not before the record says what we hold now, for the lock of the file that it names is proof that its
+    /// holder is gone, and that file may come back. (Where only a leftover of a dead holder has the old one, they learn of the
+    /// new one when they look for the next line of their log. Not by inotify(7): an instance for each waiter would soon use up
+    /// the 128 of a user, and closing one takes 20 ms.)
+    pub fn let_go_of_old(&self) {
+        self.inner.state().old.drain(..).for_each(|old| side::unlock(&old, self.inner.byte));
+    }
+
     /// Gives it back, and wants it no more: a thread that waits for it lets go of it when it comes.
     pub fn unlock(&self) {
         let mut state = self.inner.state();
@@ -245,6 +251,8 @@ impl KernelLock {
             side::unlock(&held.file, self.inner.byte);
         }
         state.hold(None);
+        drop(state);
+        self.let_go_of_old();
     }
 
     /// The processes with a descriptor that has this byte locked, as fdinfo (proc_pid_fdinfo(5)) shows it.

@@ -306,6 +306,9 @@ impl Worker {
             self.has_written = true;
             self.claimed = Some((record.token, inherited));
             self.replaced = false;
+            if let Some(lock) = &self.lock {
+                lock.let_go_of_old();
+            }
         }
         Ok(swap)
     }

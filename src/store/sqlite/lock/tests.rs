@@ -99,6 +99,8 @@ fn waiters_of_a_side_file_that_was_removed_come_to_the_new_one_when_the_holder_d
     let waiters = [waiter(&database), waiter(&database)];
     fs::remove_file(side::path_of(&database)).expect("removed");
     assert!(matches!(holder.look(), Standing::Ours { .. }));
+    assert_eq!(holder.inner.state().old.len(), 1, "kept until the record is written");
+    holder.let_go_of_old();
     waiters.iter().for_each(blocks_on_the_file_at_the_path);
 }
 
@@ -113,6 +115,7 @@ fn waiters_come_to_the_new_side_file_also_when_another_was_there_before_the_hold
     fs::remove_file(side::path_of(&database)).expect("removed");
     assert!(matches!(newcomer.look(), Standing::Ours { .. }));
     assert_eq!(holder.look(), Standing::Others);
+    holder.let_go_of_old();
     blocks_on_the_file_at_the_path(&waiter);
     newcomer.unlock();
     drop(newcomer);
