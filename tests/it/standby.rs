@@ -192,7 +192,8 @@ fn a_waiter_that_can_start_no_thread_to_wait_with_takes_over_all_the_same() {
     let scene = Scene::new();
     // A user of its own, for what the limit counts: from the scene's folder, which no other scene has.
     let user = 1_000_000 + (fs::metadata(scene.dir()).expect("a folder").ino() % 1_000_000) as u32;
-    fs::copy(lockrun_binary(), scene.path("lockrun")).expect("a copy that every user may run");
+    // A copy that every user may run. Not written here, where another test may just fork: the file would be busy.
+    assert_eq!(scene.run(scene.command("cp").args([lockrun_binary(), "lockrun"])).code(), 0);
     chown(scene.dir(), Some(user), Some(user)).expect("tests run as root");
     let start = |limit: Option<u64>, script: &str| {
         let mut command = scene.command(scene.path("lockrun"));
