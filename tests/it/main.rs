@@ -14,3 +14,4 @@ mod removed;
 mod scarce;
 mod scheduler;
 mod settings;
+mod standby;

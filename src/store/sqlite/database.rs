@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 use super::app_table::{AppRow, AppTable};
 use super::row::{self, LeaseRow, Stamp, version};
+use super::turnstile::Turnstile;
 use crate::lease::{LeaseName, Moment, Record, Swap, Token, Version};
 use crate::store::StoreError;
 
@@ -56,6 +57,8 @@ pub struct Database {
     inode: Inode,
     /// Of the write-ahead log: removed under us, it takes every write along.
     log_inode: Option<Inode>,
+    /// Around every write transaction.
+    pub turnstile: Turnstile,
     /// Boottime, in nanoseconds: a lock that is not to be had by then is "busy".
     patience: Arc<AtomicU64>,
     log_pages: Arc<AtomicI32>,
@@ -108,6 +111,7 @@ impl Database {
             path: path.to_path_buf(),
             inode: (0, 0),
             log_inode: None,
+            turnstile: Turnstile::new(path, mode == Open::Create, Arc::clone(&patience), now),
             patience,
             log_pages,
             wal: false,
@@ -140,7 +144,7 @@ impl Database {
             return Ok(());
         }
         if schema.is_none() {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+            let transaction = self.turnstile.begin(&mut self.connection).map_err(error)?;
             transaction.execute_batch(TABLES).map_err(error)?;
             transaction.commit().map_err(error)?;
         }
@@ -196,8 +200,7 @@ impl Database {
 
     /// Takes and gives back the right to write; the journal mode.
     pub fn probe(&mut self) -> Result<String, StoreError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
-        transaction.rollback().map_err(error)?;
+        drop(self.turnstile.begin(&mut self.connection).map_err(error)?);
         self.journal_mode()
     }
 
@@ -237,7 +240,7 @@ impl Database {
         if let Some(seen_ns) = found.map_err(error)? {
             return Ok(Some(seen_ns));
         }
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        let transaction = self.turnstile.begin(&mut self.connection).map_err(error)?;
         let note = "INSERT OR REPLACE INTO lockrun_sighting (name, boot_id, version, seen_boot_ns) VALUES (?1, ?2, ?3, ?4)";
         transaction.execute(note, params![name.as_str(), boot_id, version, seen_ns]).map_err(error)?;
         transaction.commit().map_err(error)?;
@@ -265,7 +268,7 @@ impl Database {
             (false, _) => "PRAGMA synchronous = EXTRA",
         };
         self.connection.execute_batch(level).map_err(error)?;
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        let transaction = self.turnstile.begin(&mut self.connection).map_err(error)?;
         let (current, app_row) = read_rows(&transaction, name, table)?;
         if version(current.as_ref(), table.map(|_| app_row.as_ref())) != *expect {
             return Ok(Swap::Conflict);

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use super::lock::{Identity, side_file};
+use super::side::{self, Identity};
 
 /// Why the kernel lock of a database could not be taken, for `check`; changes nothing.
 pub fn trouble(database: &Path) -> Option<String> {
-    let path = side_file(database);
+    let path = side::path_of(database);
     let shown = path.display();
     match fs::symlink_metadata(&path) {
         Ok(metadata) if !metadata.is_file() => Some(format!("{shown}: not a plain file; remove it")),
@@ -20,7 +20,7 @@ pub fn trouble(database: &Path) -> Option<String> {
 
 /// The processes with a descriptor that has this byte of the side file locked, as fdinfo (proc_pid_fdinfo(5)) shows it.
 pub fn of(path: &Path, byte: i64) -> Vec<i32> {
-    let Ok(side) = fs::metadata(path).map(|metadata| Identity::of(&metadata)) else { return Vec::new() };
+    let Some(side) = Identity::at(path) else { return Vec::new() };
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| has_lock(*pid, side, byte)).collect()
 }
@@ -32,7 +32,6 @@ fn has_lock(pid: i32, side: Identity, byte: i64) -> bool {
     let locks = |line: &str| line.starts_with("lock:") && line.split_whitespace().rev().nth(1) == Some(&byte);
     fds.flatten().any(|fd| {
         fs::read_to_string(fd.path()).is_ok_and(|info| info.lines().any(locks))
-            && fs::metadata(format!("/proc/{pid}/fd/{}", fd.file_name().to_string_lossy()))
-                .is_ok_and(|metadata| Identity::of(&metadata) == side)
+            && Identity::at(Path::new(&format!("/proc/{pid}/fd/{}", fd.file_name().to_string_lossy()))) == Some(side)
     })
 }

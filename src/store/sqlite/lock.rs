@@ -2,37 +2,22 @@
 //! front, the guard and the command share one description, so the kernel frees it when the last of them is dead. Waiters
 //! block on it: no polling. The record stays the authority; the lock only shortens waits.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use super::side::{self, Identity};
 use crate::lease::Moment;
-
-/// A side file, as long as its kernel is up. The boot id is compared beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    dev: u64,
-    ino: u64,
-}
-
-impl Identity {
-    pub fn of(metadata: &fs::Metadata) -> Identity {
-        Identity { dev: metadata.dev(), ino: metadata.ino() }
-    }
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.dev, self.ino)
-    }
-}
 
 /// Who has the lock of the side file that lies at the path now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +47,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     held: Option<Held>,
+    /// Locked, of side files that were removed or replaced.
+    old: Vec<File>,
     /// Blocks on the lock for us.
     thread: Option<Waiter>,
     threads: u64,
@@ -101,6 +88,8 @@ enum Ahead {
     Waiting,
     /// Held already, or no use: the caller looks again by time.
     Nothing,
+    /// No thread could be started for it.
+    Blind,
 }
 
 impl Held {
@@ -108,12 +97,6 @@ impl Held {
         self.told = true;
         Standing::Ours { since: self.since, side: self.side }
     }
-}
-
-pub fn side_file(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-lockrun");
-    PathBuf::from(name)
 }
 
 /// Bytes from 2^61 up, by a 61-bit hash (FNV-1a) of the lease's name. Part of the format: every version must agree. A
@@ -126,7 +109,7 @@ pub fn byte_of(name: &str) -> i64 {
 impl KernelLock {
     pub fn new(database: &Path, name: &str, now: fn() -> Moment) -> KernelLock {
         let inner = Inner {
-            path: side_file(database),
+            path: side::path_of(database),
             database: database.to_path_buf(),
             byte: byte_of(name),
             now,
@@ -148,11 +131,11 @@ impl KernelLock {
         let at_path = inner.side_at_path();
         if let Some((file, _)) = mine.filter(|(_, side)| at_path == Some(*side)) {
             // The guard, which shares the description, may have given it back.
-            let still = set(&file, libc::F_WRLCK, inner.byte, false).is_ok();
+            let still = side::try_lock(&file, inner.byte) == Ok(true);
             let mut state = inner.state();
             if state.generation != generation {
                 // Given back meanwhile; this very call may have locked it again.
-                let _ = set(&file, libc::F_UNLCK, inner.byte, false);
+                side::unlock(&file, inner.byte);
                 return Standing::Others;
             }
             if !still {
@@ -177,12 +160,16 @@ impl KernelLock {
         }
         state.unsupported = None;
         match taken {
-            Ok(Some(held)) => {
-                // An older description (of a side file that was removed) goes on in the guard and the command.
-                state.hold(Some(held));
-                state.held.as_mut().map_or(Standing::Others, Held::tell)
+            Ok(taken) => {
+                let old = state.held.take_if(|old| at_path != Some(old.side));
+                let changes = old.is_some() || taken.is_some();
+                state.old.extend(old.map(|old| old.file));
+                if changes {
+                    state.hold(taken);
+                    return state.held.as_mut().map_or(Standing::Others, Held::tell);
+                }
+                Standing::Others
             }
-            Ok(None) => Standing::Others,
             Err(error) => {
                 let reason = format!("{}: {error}", inner.path.display());
                 state.unsupported = Some(reason.clone());
@@ -203,6 +190,7 @@ impl KernelLock {
             Ahead::Granted => {}
             Ahead::Waiting => granted.await,
             Ahead::Nothing => std::future::pending().await,
+            Ahead::Blind => a_second().await,
         }
     }
 
@@ -229,7 +217,7 @@ impl KernelLock {
         // It blocks in fcntl(2), which nothing but a grant ends, and dies with the process.
         let thread = std::thread::Builder::new().name("lock".to_string()).stack_size(64 << 10).spawn(move || inner.wait(number));
         if thread.is_err() {
-            return Ahead::Nothing;
+            return Ahead::Blind;
         }
         state.thread = Some(Waiter { number, side: None, wanted: true });
         Ahead::Waiting
@@ -244,6 +232,15 @@ impl KernelLock {
         Some(duplicate.into())
     }
 
+    /// Nobody who starts now asks at a side file that was removed, but those who waited before do: let go of it, and they come
+    /// to the new one. Not before the record says what we hold now, for the lock of the file that it names is proof that its
+    /// holder is gone, and that file may come back. (Where only a leftover of a dead holder has the old one, they learn of the
+    /// new one when they look for the next line of their log. Not by inotify(7): an instance for each waiter would soon use up
+    /// the 128 of a user, and closing one takes 20 ms.)
+    pub fn let_go_of_old(&self) {
+        self.inner.state().old.drain(..).for_each(|old| side::unlock(&old, self.inner.byte));
+    }
+
     /// Gives it back, and wants it no more: a thread that waits for it lets go of it when it comes.
     pub fn unlock(&self) {
         let mut state = self.inner.state();
@@ -251,10 +248,11 @@ impl KernelLock {
             thread.wanted = false;
         }
         if let Some(held) = &state.held {
-            // Explicitly: duplicates of the description may live on elsewhere.
-            let _ = set(&held.file, libc::F_UNLCK, self.inner.byte, false);
+            side::unlock(&held.file, self.inner.byte);
         }
         state.hold(None);
+        drop(state);
+        self.let_go_of_old();
     }
 
     /// The processes with a descriptor that has this byte locked, as fdinfo (proc_pid_fdinfo(5)) shows it.
@@ -270,16 +268,14 @@ impl Inner {
     }
 
     fn side_at_path(&self) -> Option<Identity> {
-        fs::metadata(&self.path).ok().map(|metadata| Identity::of(&metadata))
+        Identity::at(&self.path)
     }
 
     fn try_take(&self) -> io::Result<Option<Held>> {
         loop {
             let file = self.open()?;
-            match set(&file, libc::F_WRLCK, self.byte, false) {
-                Ok(()) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
+            if !side::try_lock(&file, self.byte)? {
+                return Ok(None);
             }
             if let Some(held) = self.verified(file)? {
                 return Ok(Some(held));
@@ -295,7 +291,7 @@ impl Inner {
                 if let Some(thread) = self.state().thread.as_mut().filter(|thread| thread.number == number) {
                     thread.side = Some(side);
                 }
-                set(&file, libc::F_WRLCK, self.byte, true)?;
+                side::lock(&file, self.byte)?;
                 self.verified(file)
             });
             let mut state = self.state();
@@ -322,127 +318,23 @@ impl Inner {
     }
 
     fn open(&self) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
-        match options.open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
-        }
-        match options.create_new(true).mode(0o644).open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(),
-            Err(error) => Err(error),
-            Ok(file) => {
-                // Whoever may write the database may lock it, also when root made this file.
-                if let Ok(metadata) = fs::metadata(&self.database) {
-                    let _ = std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()));
-                    let _ = file.set_permissions(fs::Permissions::from_mode(metadata.permissions().mode() & 0o666));
-                }
-                Ok(file)
-            }
-        }
+        side::open_or_make(&self.path, &self.database)
     }
 }
 
-fn set(file: &File, kind: libc::c_int, byte: i64, wait: bool) -> Result<(), Errno> {
-    // SAFETY: an all-zero flock is a valid one.
-    let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    range.l_type = kind as libc::c_short;
-    range.l_whence = libc::SEEK_SET as libc::c_short;
-    range.l_start = byte;
-    range.l_len = 1;
-    loop {
-        let argument = if wait { FcntlArg::F_OFD_SETLKW(&range) } else { FcntlArg::F_OFD_SETLK(&range) };
-        match fcntl(file, argument) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+/// Where the limits allow no thread that waits, the lock is tried again by time.
+async fn a_second() {
+    let timer = || -> io::Result<AsyncFd<OwnedFd>> {
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        timer.set(Expiration::OneShot(TimeSpec::from_duration(Duration::from_secs(1))), TimerSetTimeFlags::empty())?;
+        // SAFETY: the descriptor is owned by what is registered, which never gives it away.
+        Ok(unsafe { AsyncFd::register_with_interest(OwnedFd::from(timer), Interest::READABLE) }?)
+    };
+    match timer() {
+        Ok(timer) => drop(timer.readable().await),
+        Err(_) => std::future::pending().await, // the next line of the log looks too
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-
-    fn now() -> Moment {
-        Moment::from_nanos(7)
-    }
-
-    #[test]
-    fn the_byte_of_a_name_never_changes() {
-        assert_eq!(byte_of("default"), 4428644419968964799);
-        assert_eq!(byte_of("nightly/backup"), 4361205080714135828);
-    }
-
-    #[test]
-    fn one_description_has_the_lock_and_the_next_gets_it_when_it_is_given_back() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        let other_name = KernelLock::new(&database, "b", now);
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert_eq!(second.look(), Standing::Others);
-        assert!(matches!(other_name.look(), Standing::Ours { .. }));
-        assert_eq!(first.holders(), [std::process::id() as i32]);
-        let duplicate = first.take_fresh().expect("for the guard");
-        assert!(first.take_fresh().is_none(), "handed over once");
-        first.unlock();
-        assert!(matches!(second.look(), Standing::Ours { .. }), "a duplicate ({}) does not keep it", duplicate.as_raw_fd());
-    }
-
-    #[test]
-    fn a_lock_that_comes_while_a_look_says_others_is_not_slept_over() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second) = (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert_eq!(second.look(), Standing::Others);
-        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
-        assert_eq!(second.look(), Standing::Others, "its own thread waits");
-        first.unlock();
-        let handed = (0..10_000).find_map(|_| {
-            std::thread::yield_now();
-            second.take_fresh().or_else(|| {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-                None
-            })
-        });
-        assert!(handed.is_some(), "it came, and the guard has it");
-        assert!(matches!(second.wait_for_it(), Ahead::Granted), "but no look has shown it yet");
-        assert!(matches!(second.look(), Standing::Ours { .. }));
-        assert!(matches!(second.wait_for_it(), Ahead::Nothing));
-    }
-
-    #[test]
-    fn a_lock_that_is_wanted_no_more_is_let_go_of_when_it_comes() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let (first, second, third) =
-            (KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now), KernelLock::new(&database, "a", now));
-        assert!(matches!(first.look(), Standing::Ours { .. }));
-        assert!(matches!(second.wait_for_it(), Ahead::Waiting));
-        second.unlock();
-        first.unlock();
-        let third_has_it = (0..10_000).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            matches!(third.look(), Standing::Ours { .. })
-        });
-        assert!(third_has_it);
-        assert!(second.take_fresh().is_none());
-    }
-
-    #[test]
-    fn a_side_file_that_was_removed_is_made_and_locked_anew() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let database = dir.path().join("x.db");
-        let lock = KernelLock::new(&database, "a", now);
-        let Standing::Ours { side, .. } = lock.look() else { panic!("free") };
-        let keep_inode = File::open(side_file(&database)).expect("there");
-        fs::remove_file(side_file(&database)).expect("removed");
-        let Standing::Ours { side: new, .. } = lock.look() else { panic!("free again") };
-        assert_ne!(side, new, "the old inode is in use by {}", keep_inode.as_raw_fd());
-        assert!(lock.take_fresh().is_some(), "the guard must keep the new one too");
-    }
-}
+mod tests;

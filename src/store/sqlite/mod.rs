@@ -8,6 +8,8 @@ mod holders;
 mod lock;
 mod place;
 mod row;
+mod side;
+mod turnstile;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +27,6 @@ use database::Database;
 pub use database::Open;
 pub use holders::trouble as lock_trouble;
 use lock::Standing;
-pub use lock::side_file;
 pub use place::{Place, look};
 use row::{LeaseRow, Stamp};
 
@@ -76,7 +77,7 @@ struct Worker {
     replaced: bool,
     has_written: bool,
     /// The token of the last claim, and the side file whose lock the command inherits.
-    claimed: Option<(Token, Option<lock::Identity>)>,
+    claimed: Option<(Token, Option<side::Identity>)>,
     /// Wall clock minus boottime when this process started, in milliseconds.
     wall_offset: i64,
 }
@@ -181,7 +182,7 @@ impl Store for SqliteStore {
 
 /// The processes that have the kernel lock of a lease, for `status`.
 pub fn lock_holders(database: &Path, name: &LeaseName) -> Vec<i32> {
-    holders::of(&side_file(database), lock::byte_of(name.as_str()))
+    holders::of(&side::path_of(database), lock::byte_of(name.as_str()))
 }
 
 /// The name of lockrun's own record beside an application's table. SQLite's names of tables ignore case.
@@ -319,7 +320,7 @@ impl Worker {
     }
 
     fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
-        let side = match self.lock.as_ref().map(|lock| lock.look()) {
+        let locked = match self.lock.as_ref().map(|lock| lock.look()) {
             Some(Standing::Ours { side, .. }) => Some(side),
             Some(Standing::Others | Standing::Unsupported(_)) | None => None,
         };
@@ -327,20 +328,26 @@ impl Worker {
         // nothing about what the command left.
         let inherited = match self.claimed {
             Some((token, inherited)) if token == record.token => inherited,
-            Some(_) | None => side,
+            Some(_) | None => locked,
         };
-        let side = side.filter(|side| Some(*side) == inherited).map(|side| side.to_string());
+        let side = locked.filter(|side| Some(*side) == inherited).map(|side| side.to_string());
         let stamp = Stamp {
             boot_id: self.boot.as_ref().map(|boot| boot.id.clone()).unwrap_or_default(),
             asked_boot_ns: self.boot.as_ref().map_or(0, |boot| boot.to_host(record.asked_at)),
             side,
         };
         let database = self.database.as_mut().expect("opened by attempt");
+        if let Some(side) = locked {
+            database.turnstile.follow(side);
+        }
         let swap = database.swap(name, expect, record, &stamp, self.app_table.as_ref())?;
         if let Swap::Done(_) = swap {
             self.has_written = true;
             self.claimed = Some((record.token, inherited));
             self.replaced = false;
+            if let Some(lock) = &self.lock {
+                lock.let_go_of_old();
+            }
         }
         Ok(swap)
     }
