@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use lockrun::lease::{Moment, Scope, Tenure, Token};
 
 /// What the front tells it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
     Deadline(Tenure, Moment),
     Spawn(Tenure, Token),
@@ -25,7 +25,7 @@ impl Order {
 }
 
 /// A command and all that it started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tree {
     pub tenure: Tenure,
     pub token: Token,
@@ -35,7 +35,7 @@ pub struct Tree {
     pub ignores_term: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Guard {
     pub number: Tenure,
     pub deadline: Option<Moment>,
