@@ -1,6 +1,7 @@
 //! One function per thing that lockrun does; wires store, guard and supervisor.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -99,11 +100,12 @@ async fn front(run: &Run, forked: guard::Forked, terminal: bool) -> Result<Outco
     for warning in &run.target.place.warnings {
         report::warn(&name, warning.as_str());
     }
-    let store = store(&run.target, Open::Create);
+    // Never dropped: to close the database at the end would only be waited for, and the end of the process does it too.
+    let store = ManuallyDrop::new(store(&run.target, Open::Create));
     let guard = Guard::new(forked).map_err(no_resource)?;
     let signals = Signals::listen(terminal).map_err(no_resource)?;
     let machine = Machine::new(run.settings.clone(), clock::snapshot());
-    let supervisor = Supervisor::new(&store, &name, &guard, signals, machine, run.stop_signal).map_err(no_resource)?;
+    let supervisor = Supervisor::new(&*store, &name, &guard, signals, machine, run.stop_signal).map_err(no_resource)?;
     let outcome = supervisor.run().await;
     // Record first, kernel lock second: whoever gets the lock finds the lease free.
     store.unlock();

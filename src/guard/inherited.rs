@@ -52,14 +52,18 @@ pub fn is_ignored(signal: i32) -> bool {
     IGNORED.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
-/// The caller's mask, without `except`.
-pub fn mask_without(except: &[i32]) -> libc::sigset_t {
+/// The caller's mask, and `more`.
+pub fn mask_with(more: &[i32]) -> libc::sigset_t {
     let blocked = BLOCKED.load(Ordering::Relaxed);
+    set_of((1..=64).filter(|signal| blocked & bit(*signal) != 0 || more.contains(signal)))
+}
+
+pub fn set_of(signals: impl IntoIterator<Item = i32>) -> libc::sigset_t {
     // SAFETY: the set is emptied before it is filled.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        for signal in (1..=64).filter(|signal| blocked & bit(*signal) != 0 && !except.contains(signal)) {
+        for signal in signals {
             libc::sigaddset(&mut set, signal);
         }
         set
@@ -92,7 +96,7 @@ pub fn restore() {
         // SAFETY: std has put /dev/null there; nobody in this process uses it.
         unsafe { libc::close(fd) };
     }
-    set_mask(&mask_without(&[]));
+    set_mask(&mask_with(&[]));
 }
 
 pub fn set_disposition(signal: i32, handler: libc::sighandler_t) {
