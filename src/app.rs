@@ -1,6 +1,7 @@
 //! One function per thing that lockrun does; wires store, guard and supervisor.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -75,10 +76,12 @@ fn supervise(run: Run) -> Result<End, Failure> {
         to_group: run.to_group,
     };
     let forked = guard::start(&job, clock::now, &|token| last_will(&run, token)).map_err(no_resource)?;
+    // Never dropped: to close the database at the end would only be waited for, and the end of the process does it too.
+    let store = ManuallyDrop::new(store(&run.target, Open::Create));
     logging::init(run.log_format, run.log_level);
     // Not to keep a folder busy; the database's path is absolute.
     let _ = std::env::set_current_dir("/");
-    let outcome = runtime()?.block_on(front(&run, forked, terminal))?;
+    let outcome = runtime()?.block_on(front(&run, forked, &store, terminal))?;
     let command = run.command[0].to_string_lossy();
     report::conclude(&run.target.lease(), &with_path(&run.target, &outcome), run.settings.wait != Wait::No, &command);
     logging::flush();
@@ -104,16 +107,15 @@ fn with_path(target: &Target, outcome: &Outcome) -> Outcome {
     }
 }
 
-async fn front(run: &Run, forked: guard::Forked, terminal: bool) -> Result<Outcome, Failure> {
+async fn front(run: &Run, forked: guard::Forked, store: &SqliteStore, terminal: bool) -> Result<Outcome, Failure> {
     let name = run.target.lease();
     for warning in &run.target.place.warnings {
         report::warn(&name, warning.as_str());
     }
-    let store = store(&run.target, Open::Create);
     let guard = Guard::new(forked).map_err(no_resource)?;
     let signals = Signals::listen(terminal).map_err(no_resource)?;
     let machine = Machine::new(run.settings.clone(), clock::snapshot());
-    let supervisor = Supervisor::new(&store, &name, &guard, signals, machine, run.stop_signal).map_err(no_resource)?;
+    let supervisor = Supervisor::new(store, &name, &guard, signals, machine, run.stop_signal).map_err(no_resource)?;
     let outcome = supervisor.run().await;
     // Record first, kernel lock second: whoever gets the lock finds the lease free.
     store.unlock();

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{self, SyncSender};
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use tracing::field::{Field, Visit};
@@ -56,6 +57,16 @@ pub fn flush() {
 }
 
 fn queue(line: String) {
+    let mut line = line.as_str();
+    // A thread and the wait for it at the end cost a tenth of a short run: pipes and sockets need none.
+    if WRITER.get().is_none() {
+        match write_at_once(line.as_bytes()) {
+            Ok(written) if written == line.len() => return,
+            Ok(written) => line = line.get(written..).unwrap_or_default(),
+            Err(Errno::EAGAIN | Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+            Err(_) => return, // closed
+        }
+    }
     let writer = WRITER.get_or_init(|| {
         let (sender, receiver) = mpsc::sync_channel(QUEUE);
         // It may block for ever in write(2); nobody waits for it for longer than a moment.
@@ -70,8 +81,16 @@ fn queue(line: String) {
         thread.is_ok().then_some(sender)
     });
     if let Some(writer) = writer {
-        let _ = writer.try_send(Message::Line(line));
+        let _ = writer.try_send(Message::Line(line.to_string()));
     }
+}
+
+/// Never blocks (RWF_NOWAIT), whatever others do with the same pipe or socket meanwhile. Terminals and files refuse it.
+fn write_at_once(bytes: &[u8]) -> Result<usize, Errno> {
+    let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: the kernel reads one vector of `bytes` and keeps none of it. -1, in two halves: not at an offset.
+    let written = unsafe { libc::syscall(libc::SYS_pwritev2, 2, &vector, 1, -1_i64, -1_i64, libc::RWF_NOWAIT) };
+    Errno::result(written).map(|written| written as usize)
 }
 
 /// With a look first, so that a full pipe is not entered; a pipe with room takes a line of up to 4096 bytes at once.

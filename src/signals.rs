@@ -1,6 +1,7 @@
 //! The signals that the front hears. Which are the command's, which are nobody's, and which end a waiter: one table.
 
 use std::io;
+use std::mem::ManuallyDrop;
 
 use futures_util::StreamExt;
 use signal_hook::iterator::exfiltrator::raw::WithRawSiginfo;
@@ -40,7 +41,8 @@ pub enum Heard {
 }
 
 pub struct Signals {
-    stream: SignalsInfo<WithRawSiginfo>,
+    /// Never dropped: to take a handler of each signal out is work that the end of the process does too.
+    stream: ManuallyDrop<SignalsInfo<WithRawSiginfo>>,
     terminal: bool,
     session_leader: bool,
 }
@@ -51,7 +53,7 @@ impl Signals {
     pub fn listen(terminal: bool) -> io::Result<Signals> {
         let wanted = |signal: &i32| *signal == libc::SIGCHLD || (!NEVER_FORWARDED.contains(signal) && !inherited::is_ignored(*signal));
         let listened: Vec<i32> = inherited::settable().filter(wanted).collect();
-        let stream = SignalsInfo::new(&listened)?;
+        let stream = ManuallyDrop::new(SignalsInfo::new(&listened)?);
         for signal in [libc::SIGTTIN, libc::SIGTTOU, libc::SIGPIPE] {
             inherited::set_disposition(signal, libc::SIG_IGN);
         }

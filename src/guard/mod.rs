@@ -13,7 +13,9 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair};
 use nix::unistd::{ForkResult, fork};
 use tokio::io::Interest;
@@ -152,13 +154,18 @@ impl Guard {
     pub fn dismiss(self) {
         self.send(&ToGuard::Bye);
         let end = std::time::Instant::now() + DISMISS_TIME;
-        // SAFETY: no status is asked for.
-        while unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), libc::WNOHANG) } == 0 {
-            if std::time::Instant::now() > end {
-                self.kill();
+        loop {
+            // No event is asked for: only its end of the socket, closed, wakes this.
+            let mut fds = [PollFd::new(self.socket.get_ref().as_fd(), PollFlags::empty())];
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)) {
+                Err(Errno::EINTR) => {}
+                Ok(1) => break,
+                Ok(_) | Err(_) => break self.kill(),
             }
-            std::thread::sleep(Duration::from_micros(200));
         }
+        // SAFETY: no status is asked for.
+        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
     }
 
     /// Reaps orphans that came to this process (as PID 1 of a container), and leaves the guard alone.

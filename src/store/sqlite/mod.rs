@@ -13,7 +13,7 @@ mod turnstile;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -53,11 +53,10 @@ pub struct Settings {
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 pub struct SqliteStore {
-    settings: Settings,
     lock: Option<Arc<lock::KernelLock>>,
     /// The kernel lock is left to the holder: not waited for until the next read.
     left_to_holder: Arc<AtomicBool>,
-    jobs: OnceLock<mpsc::Sender<Job>>,
+    jobs: mpsc::Sender<Job>,
     /// One request at a time is on the thread.
     turn: Arc<Semaphore>,
     /// A message that was said once.
@@ -83,39 +82,30 @@ struct Worker {
 }
 
 impl SqliteStore {
+    /// Starts the thread, which opens the database meanwhile.
     pub fn new(settings: Settings) -> SqliteStore {
         let lock = settings.lock.as_ref().map(|name| Arc::new(lock::KernelLock::new(&settings.path, name.as_str(), settings.now)));
-        SqliteStore {
-            settings,
-            lock,
-            left_to_holder: Arc::default(),
-            jobs: OnceLock::new(),
-            turn: Arc::new(Semaphore::new(1)),
-            lock_warned: AtomicBool::new(false),
-        }
+        let left_to_holder = Arc::new(AtomicBool::new(false));
+        let (jobs, receiver) = mpsc::channel::<Job>();
+        let mut worker = Worker::new(settings, lock.clone(), Arc::clone(&left_to_holder));
+        let thread = std::thread::Builder::new().name("sqlite".to_string());
+        // Without the thread every request is answered by "unknown", and the machine gives up by its own rules.
+        let _ = thread.spawn(move || {
+            // Without patience: if it fails, the first request tries again and says why.
+            let _ = worker.open();
+            for job in receiver {
+                job(&mut worker);
+                if let Some(database) = &mut worker.database {
+                    database.tidy();
+                }
+            }
+        });
+        SqliteStore { lock, left_to_holder, jobs, turn: Arc::new(Semaphore::new(1)), lock_warned: AtomicBool::new(false) }
     }
 
     /// Whether it can be written, and its journal mode. Changes nothing.
     pub async fn probe(&self) -> Result<String, StoreError> {
         self.on_thread(|worker| worker.database.as_mut().expect("opened by attempt").probe()).await
-    }
-
-    fn jobs(&self) -> &mpsc::Sender<Job> {
-        self.jobs.get_or_init(|| {
-            let (sender, receiver) = mpsc::channel::<Job>();
-            let mut worker = Worker::new(self.settings.clone(), self.lock.clone(), Arc::clone(&self.left_to_holder));
-            let thread = std::thread::Builder::new().name("sqlite".to_string());
-            // Without the thread every request is answered by "unknown", and the machine gives up by its own rules.
-            let _ = thread.spawn(move || {
-                for job in receiver {
-                    job(&mut worker);
-                    if let Some(database) = &mut worker.database {
-                        database.tidy();
-                    }
-                }
-            });
-            sender
-        })
     }
 
     async fn on_thread<T: Send + 'static>(
@@ -131,7 +121,7 @@ impl SqliteStore {
             drop(turn);
             let _ = reply.send(result);
         });
-        self.jobs().send(job).map_err(|_| stuck())?;
+        self.jobs.send(job).map_err(|_| stuck())?;
         answer.await.map_err(|_| stuck())?
     }
 }
