@@ -106,6 +106,8 @@ fn a_waiter_comes_to_the_side_file_that_the_holder_made_anew() {
     let mut gate = Gate::new(&scene, "go");
     let holder = start_holder(&scene, "read gate <go");
     let waiter = start_waiter(&scene, "true");
+    // Else it might be the one that makes the new file.
+    wait_until("sleep", || sleeps(waiter.pid()));
     let side = scene.path("x.db-lockrun");
     fs::remove_file(&side).expect("it was there");
     wait_until("the waiter at the new one", || has_open(waiter.pid(), &side));
