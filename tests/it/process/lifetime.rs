@@ -10,6 +10,7 @@ use super::{
     DEAD_BY, assert_code, assert_dead_in_time_when_stopped, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy,
     pass_until, patient, probe, roster, start_tree, times_caught, wait_for_catcher,
 };
+use crate::common::tables::own_row;
 use crate::common::{Scene, alive, comm, signal, state, wait_until};
 
 #[test]
@@ -81,6 +82,21 @@ fn t33_a_killed_front_leaves_nobody_and_the_lease_is_free_without_waiting_for_it
     assert_died_of(&holder.finish(), libc::SIGKILL);
     assert_found_nobody(&scene, next);
     wait_until("the end of the guard", || !alive(guard));
+}
+
+#[test]
+fn t33_the_last_will_leaves_a_record_alone_that_has_another_holder() {
+    let scene = Scene::new();
+    // The next renewal, which would find it out first, is 50 s away.
+    let mut command = scene.bare_lockrun(["--ttl", "600s", "--db"]);
+    let holder = scene.start(command.arg(scene.db()).args(["--", "sh", "-c", "echo >started; sleep 1000"]));
+    scene.wait_for_file("started");
+    let guard = holder.guard();
+    let database = lock_database(&scene);
+    database.execute_batch("UPDATE lockrun_lease SET holder = 'another', token = token + 1, write_id = 'w'; COMMIT").expect("taken");
+    holder.signal(Signal::SIGKILL);
+    wait_until("the end of the guard", || !alive(guard));
+    assert_eq!(own_row(&database, "default").expect("a record").holder.as_deref(), Some("another"));
 }
 
 #[test]
