@@ -63,8 +63,8 @@ fn queue(line: String) {
         match write_at_once(line.as_bytes()) {
             Ok(written) if written == line.len() => return,
             Ok(written) => line = line.get(written..).unwrap_or_default(),
-            Err(Errno::EAGAIN | Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
-            Err(_) => return, // closed
+            Err(Errno::EPIPE | Errno::EBADF) => return, // nobody reads it
+            Err(_) => {}
         }
     }
     let writer = WRITER.get_or_init(|| {

@@ -8,10 +8,10 @@ use super::machine::{Next, OnLost, Settings};
 use super::record::{Finding, KernelLock, Record, Snapshot, Swap, Version};
 use super::time::{Moment, Now};
 use super::timing::{RELEASE_TIME, Timing};
+use crate::exit::Ended;
 
 /// A guard that has not answered to SPAWN by then (or by a quarter of the TTL) is stopped.
 const SPAWN_TIME: Duration = Duration::from_secs(10);
-use crate::exit::Ended;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Tree {

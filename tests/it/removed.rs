@@ -132,6 +132,19 @@ fn a_database_that_was_replaced_by_an_older_copy_is_put_right_and_nobody_is_dist
 }
 
 #[test]
+fn a_database_that_was_removed_while_it_could_not_be_read_is_put_back() {
+    let scene = Scene::new();
+    let mut command = scene.bare_lockrun(["--ttl", "60s", "--heartbeat", "500ms", "--db"]);
+    let mut holder = scene.start(command.arg(scene.db()).args(["--", "sh", "-c", &scene.witness("exec sleep 1000")]));
+    scene.wait_for_starts(1);
+    open(&scene.db()).execute_batch("ALTER TABLE lockrun_lease RENAME TO gone").expect("damaged");
+    holder.wait_for_stderr("unreachable");
+    remove(&scene, &["", "-wal", "-shm"]);
+    holder.wait_for_stderr("put back");
+    assert!(holder.is_running() && commands_alive(&scene) == 1);
+}
+
+#[test]
 fn a_database_that_was_replaced_by_one_with_a_later_token_ends_the_command_and_is_said() {
     let scene = Scene::new();
     let (holder, token) = held_with_an_older_copy(&scene);

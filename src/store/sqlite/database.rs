@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi, params};
@@ -71,6 +71,10 @@ pub struct Database {
 }
 
 type Inode = (u64, u64);
+
+/// With its birth: the number of a file that is deleted while it is closed here may be given to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FileId(Inode, Option<SystemTime>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Open {
@@ -169,12 +173,15 @@ impl Database {
 
     /// `None`: lockrun's tables are not there yet.
     fn schema(&self) -> Result<Option<i64>, StoreError> {
-        let value = "SELECT value FROM lockrun_meta WHERE key = 'schema'";
-        let found = self.connection.query_row(value, [], |row| row.get(0)).optional();
-        found.or_else(|failure| {
+        let value = || {
+            let value = "SELECT value FROM lockrun_meta WHERE key = 'schema'";
+            self.connection.query_row(value, [], |row| row.get(0)).optional()
+        };
+        value().or_else(|_| {
             let table = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'lockrun_meta')";
             let there: bool = self.connection.query_row(table, [], |row| row.get(0)).map_err(error)?;
-            if there { Err(error(failure)) } else { Ok(None) }
+            // Asked again: another copy may have made it between the two.
+            if there { value().map_err(error) } else { Ok(None) }
         })
     }
 
@@ -216,6 +223,10 @@ impl Database {
         let mut name = self.path.as_os_str().to_owned();
         name.push("-wal");
         PathBuf::from(name)
+    }
+
+    pub fn file(&self) -> FileId {
+        FileId(self.inode, fs::metadata(&self.path).and_then(|metadata| metadata.created()).ok())
     }
 
     pub fn row(&self, name: &LeaseName) -> Result<Option<LeaseRow>, StoreError> {

@@ -74,7 +74,8 @@ struct Worker {
     patience: Arc<AtomicU64>,
     /// A write of ours was confirmed in a file that is no longer at the path.
     replaced: bool,
-    has_written: bool,
+    /// The file of the last write that was done.
+    written_to: Option<database::FileId>,
     /// The token of the last claim, and the side file whose lock the command inherits.
     claimed: Option<(Token, Option<side::Identity>)>,
     /// Wall clock minus boottime when this process started, in milliseconds.
@@ -191,7 +192,7 @@ impl Worker {
             database: None,
             patience: Arc::default(),
             replaced: false,
-            has_written: false,
+            written_to: None,
             claimed: None,
             wall_offset,
             settings,
@@ -213,7 +214,7 @@ impl Worker {
     }
 
     fn close(&mut self) {
-        if self.database.take().is_some_and(|database| !database.is_in_place()) && self.has_written {
+        if self.database.take().is_some_and(|database| !database.is_in_place()) && self.written_to.is_some() {
             self.replaced = true;
         }
     }
@@ -224,7 +225,10 @@ impl Worker {
         }
         self.close();
         let Settings { path, open, now, .. } = &self.settings;
-        self.database = Some(Database::open(path, *open, self.app_table.as_ref(), Arc::clone(&self.patience), *now)?);
+        let database = Database::open(path, *open, self.app_table.as_ref(), Arc::clone(&self.patience), *now)?;
+        // It may also have been replaced while it was closed here.
+        self.replaced |= self.written_to.is_some_and(|file| file != database.file());
+        self.database = Some(database);
         Ok(())
     }
 
@@ -332,10 +336,10 @@ impl Worker {
         }
         let swap = database.swap(name, expect, record, &stamp, self.app_table.as_ref())?;
         if let Swap::Done(_) = swap {
-            self.has_written = true;
+            self.written_to = Some(database.file());
             self.claimed = Some((record.token, inherited));
             self.replaced = false;
-            if let Some(lock) = &self.lock {
+            if let Some(lock) = self.lock.as_ref().filter(|_| locked.is_some()) {
                 lock.let_go_of_old();
             }
         }
