@@ -24,7 +24,10 @@ pub fn enter(dir: &Path, role: &str) {
 
 pub fn all(dir: &Path) -> Vec<Member> {
     let text = fs::read_to_string(dir.join("pids")).unwrap_or_default();
-    text.lines()
+    // A write that crosses a page is seen in two parts: what has no end yet is not there yet.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
         .map(|line| {
             let mut words = line.split(' ');
             let mut word = || words.next().expect("role, pid and start");
