@@ -14,8 +14,8 @@ use crate::guard::{self, Guard, Job};
 use crate::lease::{Machine, Outcome, RELEASE_TIME, Record, SpawnError, Swap, Token, Wait, WriteId};
 use crate::signals::Signals;
 use crate::status::{self, Answer};
-use crate::store::Store;
-use crate::store::sqlite::{self, Open, SqliteStore};
+use crate::store::any::AnyStore;
+use crate::store::{Purpose, Settings, Store};
 use crate::supervisor::Supervisor;
 use crate::{logging, report};
 
@@ -36,18 +36,25 @@ pub enum End {
 pub fn run(config: Config) -> Result<(String, End), Failure> {
     match config {
         Config::Run(config) => supervise(*config).map(|end| (String::new(), end)),
-        Config::Status { target, json } => answer(status::status(&target, json)),
-        Config::Check { target, json, token } => answer(status::check(&target, json, token)),
+        Config::Status { target, json } => answer(&target, status::status(&target, json)),
+        Config::Check { target, json, token } => answer(&target, status::check(&target, json, token)),
     }
 }
 
-fn answer(work: impl Future<Output = Result<Answer, Failure>>) -> Result<(String, End), Failure> {
-    let answer = runtime()?.block_on(work)?;
+fn answer(target: &Target, work: impl Future<Output = Result<Answer, Failure>>) -> Result<(String, End), Failure> {
+    let answer = runtime(target)?.block_on(work)?;
     Ok((answer.text, End::Code(answer.code)))
 }
 
-fn runtime() -> Result<Runtime, Failure> {
-    Builder::new_current_thread().enable_io().build().map_err(no_resource)
+/// Never dropped: a look-up of a host's name that hangs on a thread of its own would be waited for.
+fn runtime(target: &Target) -> Result<ManuallyDrop<Runtime>, Failure> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_io();
+    if target.address.is_server() {
+        #[cfg(feature = "tls")]
+        builder.enable_time(); // the clients' own time-outs; lockrun's deadlines are CLOCK_BOOTTIME's
+    }
+    builder.build().map(ManuallyDrop::new).map_err(no_resource)
 }
 
 fn no_resource(error: io::Error) -> Failure {
@@ -77,13 +84,14 @@ fn supervise(run: Run) -> Result<End, Failure> {
     };
     let forked = guard::start(&job, clock::now, &|token| last_will(&run, token)).map_err(no_resource)?;
     // Never dropped: to close the database at the end would only be waited for, and the end of the process does it too.
-    let store = ManuallyDrop::new(store(&run.target, Open::Create));
+    let hold = Purpose::Hold { lease: run.target.lease(), short: run.settings.wait != Wait::Forever };
+    let store = ManuallyDrop::new(store(&run.target, hold));
     logging::init(run.log_format, run.log_level);
     // Not to keep a folder busy; the database's path is absolute.
     let _ = std::env::set_current_dir("/");
-    let outcome = runtime()?.block_on(front(&run, forked, &store, terminal))?;
+    let outcome = runtime(&run.target)?.block_on(front(&run, forked, &store, terminal))?;
     let command = run.command[0].to_string_lossy();
-    report::conclude(&run.target.lease(), &with_path(&run.target, &outcome), run.settings.wait != Wait::No, &command);
+    report::conclude(&run.target.lease(), &with_address(&run.target, &outcome), run.settings.wait != Wait::No, &command);
     logging::flush();
     Ok(match outcome {
         Outcome::Command(Ended::Code(code)) => End::Code(code),
@@ -97,19 +105,19 @@ fn supervise(run: Run) -> Result<End, Failure> {
     })
 }
 
-/// The store's words do not name the file.
-fn with_path(target: &Target, outcome: &Outcome) -> Outcome {
-    let path = target.place.path.display();
+/// The store's words do not name it.
+fn with_address(target: &Target, outcome: &Outcome) -> Outcome {
+    let address = &target.address;
     match outcome {
-        Outcome::Refused(why) => Outcome::Refused(format!("{path}: {why}")),
-        Outcome::Unreachable(why) => Outcome::Unreachable(format!("{path}: {why}")),
+        Outcome::Refused(why) => Outcome::Refused(format!("{address}: {why}")),
+        Outcome::Unreachable(why) => Outcome::Unreachable(format!("{address}: {why}")),
         other => other.clone(),
     }
 }
 
-async fn front(run: &Run, forked: guard::Forked, store: &SqliteStore, terminal: bool) -> Result<Outcome, Failure> {
+async fn front(run: &Run, forked: guard::Forked, store: &AnyStore, terminal: bool) -> Result<Outcome, Failure> {
     let name = run.target.lease();
-    for warning in &run.target.place.warnings {
+    for warning in run.target.address.warnings() {
         report::warn(&name, warning.as_str());
     }
     let guard = Guard::new(forked).map_err(no_resource)?;
@@ -123,24 +131,16 @@ async fn front(run: &Run, forked: guard::Forked, store: &SqliteStore, terminal: 
     Ok(outcome)
 }
 
-fn store(target: &Target, open: Open) -> SqliteStore {
-    SqliteStore::new(sqlite::Settings {
-        path: target.place.path.clone(),
-        open,
-        lock: (open == Open::Create).then(|| target.lease()),
-        app_table: target.app_table.clone(),
-        timing: target.timing,
-        now: clock::now,
-        wall_ms: clock::wall_ms,
-    })
+fn store(target: &Target, purpose: Purpose) -> AnyStore {
+    AnyStore::new(target.address.clone(), Settings { purpose, timing: target.timing, now: clock::now, wall_ms: clock::wall_ms })
 }
 
 /// In a child of the guard, when the front is dead or stopped and nothing of its tree is left: the record goes free, if it
 /// is still ours by holder and token.
 fn last_will(run: &Run, token: Token) {
-    let Ok(runtime) = runtime() else { return };
+    let Ok(runtime) = runtime(&run.target) else { return };
     let name = run.target.lease();
-    let store = store(&run.target, Open::Existing);
+    let store = ManuallyDrop::new(store(&run.target, Purpose::Look));
     let give_up_at = clock::now() + RELEASE_TIME;
     runtime.block_on(async {
         while clock::now() < give_up_at {

@@ -11,10 +11,11 @@ use tracing::Level;
 
 use crate::cli::{Cli, RunArgs, SignalTo, StoreArgs, Verb};
 use crate::error::Failure;
-use crate::lease::{Asked, Clocks, Holder, HolderId, LeaseName, OnLost, Settings, Timing, Wait};
-use crate::store::sqlite::{self, Place};
+use crate::lease::{Asked, Holder, HolderId, LeaseName, OnLost, Settings, Timing, Wait};
+use crate::store::any::Address;
+use crate::store::sqlite;
 use crate::text::without_password;
-use value::StoreUrl;
+use value::{Server, StoreUrl};
 
 /// The environment as lockrun reads it: an empty variable is unset.
 pub struct Environment(Vec<(OsString, OsString)>);
@@ -70,20 +71,20 @@ impl<'a> Given<'a> {
 /// Which lease, where, with which times.
 #[derive(Clone, Debug)]
 pub struct Target {
-    pub place: Place,
+    pub address: Address,
     /// `None`: a subcommand that looks at all of them.
     pub name: Option<LeaseName>,
-    pub app_table: Option<String>,
     pub timing: Timing,
 }
 
 impl Target {
     pub fn lease(&self) -> LeaseName {
-        match (&self.app_table, &self.name) {
-            (Some(table), _) => sqlite::app_lease(table),
-            (None, Some(name)) => name.clone(),
-            (None, None) => LeaseName::new("default"),
-        }
+        self.one().unwrap_or_else(|| LeaseName::new("default"))
+    }
+
+    /// The one lease that is asked for, if it is one.
+    pub fn one(&self) -> Option<LeaseName> {
+        self.address.app_lease().or_else(|| self.name.clone())
     }
 }
 
@@ -142,21 +143,56 @@ fn target(args: &StoreArgs, environment: &Environment, running: bool) -> Result<
         heartbeat: duration(environment.or(args.heartbeat.as_ref(), "--heartbeat", "LOCKRUN_HEARTBEAT"))?,
         grace: duration(environment.or(args.grace.as_ref(), "--grace", "LOCKRUN_GRACE"))?,
     };
-    // An application's own TTL is 60 s unless it is given, whatever else is asked for.
-    let asked = Asked { ttl: asked.ttl.or(args.table.as_ref().map(|_| Duration::from_secs(60))), ..asked };
-    let timing = Timing::new(asked, Clocks::OneKernel).map_err(|error| Failure::refused(error.to_string()))?;
     let app_table = Given::flag("--table", args.table.as_ref()).map(|given| given.parse(value::table)).transpose()?;
     // Inside another lockrun LOCKRUN_NAME is that one's. Subcommands read it: they are asked about the lease around them.
     let nested = running && !environment.outer_holders().is_empty();
-    let name = match &args.name {
+    let given = match &args.name {
         Some(value) => Some(Given { source: "--name", value }),
         None if nested || app_table.is_some() => None,
         None => environment.or(None, "--name", "LOCKRUN_NAME"),
     };
-    let name = name.map(|given| given.parse(value::lease_name)).transpose()?;
-    let StoreUrl::Sqlite(path) = database(args, environment)?;
-    let place = sqlite::look(&path, args.allow_fs).map_err(|why| Failure::refused(format!("{}: {why}", path.display())))?;
-    Ok(Target { place, name, app_table, timing })
+    let name = given.map(|given| given.parse(value::lease_name)).transpose()?;
+    // An application's own TTL is 60 s unless it is given, whatever else is asked for.
+    let asked = Asked { ttl: asked.ttl.or(app_table.as_ref().map(|_| Duration::from_secs(60))), ..asked };
+    let address = match database(args, environment)? {
+        StoreUrl::Sqlite(path) => {
+            let place = sqlite::look(&path, args.allow_fs).map_err(|why| Failure::refused(format!("{}: {why}", path.display())))?;
+            Address::Sqlite { place, app_table }
+        }
+        StoreUrl::Server(server, url) => {
+            if let Some(option) = app_table.map(|_| "--table").or(args.allow_fs.then_some("--allow-fs")) {
+                return Err(Failure::refused(format!("{option}: it is about a SQLite file; leave it out with {server}")));
+            }
+            if running && name.is_none() {
+                return Err(Failure::refused(format!("{server}: others may use this server too; name the lease with --name")));
+            }
+            server_address(server, &url, environment).map_err(|why| Failure::refused(format!("{server}:…: {why}")))?
+        }
+    };
+    if let (Some(name), Some(given)) = (&name, given) {
+        address.check_name(name).map_err(|why| given.refuse(&why))?;
+    }
+    let timing = Timing::new(asked, address.clocks()).map_err(|error| Failure::refused(error.to_string()))?;
+    Ok(Target { address, name, timing })
+}
+
+fn server_address(server: Server, url: &str, environment: &Environment) -> Result<Address, String> {
+    let variable = |name: &str| environment.get(name).map(OsStr::to_os_string);
+    match server {
+        #[cfg(feature = "postgres")]
+        Server::Postgres => crate::store::postgres::Address::parse(url, &variable).map(Address::Postgres),
+        #[cfg(feature = "etcd")]
+        Server::Etcd => crate::store::etcd::Address::parse(url, &variable).map(Address::Etcd),
+        #[cfg(feature = "redis")]
+        Server::Redis => crate::store::redis::Address::parse(url, &variable).map(Address::Redis),
+        #[cfg(feature = "kubernetes")]
+        Server::Kubernetes => crate::store::kubernetes::Address::parse(url, &variable).map(Address::Kubernetes),
+        #[allow(unreachable_patterns)] // with all of them built in
+        _ => {
+            let _ = (url, variable);
+            Err(format!("this lockrun is built without {server}; use a path (SQLite)"))
+        }
+    }
 }
 
 fn database(args: &StoreArgs, environment: &Environment) -> Result<StoreUrl, Failure> {

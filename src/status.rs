@@ -4,15 +4,16 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::clock;
 use crate::config::Target;
 use crate::error::Failure;
 use crate::exit;
-use crate::lease::{Evidence, Finding, LeaseName, Moment, Seconds, Snapshot, Token};
+use crate::lease::{Evidence, LeaseName, Moment, Seconds, Snapshot, Token};
 use crate::report::timestamp;
-use crate::store::sqlite::{self, Open, SqliteStore};
-use crate::store::{Store, StoreError};
+use crate::store::any::{Address, AnyStore};
+use crate::store::{Purpose, Settings, Store, StoreError};
 use crate::text::{json_line, one_line};
 
 /// What goes to stdout, and the exit code.
@@ -76,7 +77,7 @@ impl Lock {
             pid: holder.pid,
             command: holder.command.clone(),
         });
-        let blocked_by_pids = if state == State::Held { Vec::new() } else { sqlite::lock_holders(&target.place.path, name) };
+        let blocked_by_pids = if state == State::Held { Vec::new() } else { target.address.lock_holders(name) };
         Lock {
             name: name.to_string(),
             state,
@@ -125,17 +126,15 @@ fn millis(span: Duration) -> u64 {
 
 /// Inside the runtime.
 pub async fn status(target: &Target, json: bool) -> Result<Answer, Failure> {
-    if !target.place.exists {
-        return Err(Failure::refused(format!("{}: there is no such database; nothing was created", target.place.path.display())));
+    if !target.address.exists() {
+        return Err(Failure::refused(format!("{}: there is no such database; nothing was created", target.address)));
     }
-    let asked = target.name.clone().or_else(|| target.app_table.as_ref().map(|_| target.lease()));
-    let mut found = all(target).await?;
-    if let Some(name) = &asked {
-        found.retain(|(candidate, _)| candidate == name);
-        if found.is_empty() {
-            found.push((name.clone(), nothing()));
-        }
-    }
+    let asked = target.one();
+    let store = viewer(target);
+    let found = match &asked {
+        Some(name) => vec![(name.clone(), failure(target, store.read(name, clock::now()).await)?)],
+        None => failure(target, store.list(clock::now()).await)?,
+    };
     let locks: Vec<Lock> = found.into_iter().map(|(name, snapshot)| Lock::new(target, &name, snapshot)).collect();
     let held = locks.iter().any(|lock| lock.state == State::Held);
     let text = match (json, locks.as_slice()) {
@@ -146,21 +145,13 @@ pub async fn status(target: &Target, json: bool) -> Result<Answer, Failure> {
     Ok(Answer { text, code: if asked.is_some() && !held { exit::NO } else { 0 } })
 }
 
-fn nothing() -> Snapshot {
-    let evidence = Evidence::Left(Duration::ZERO);
-    let lock = crate::lease::KernelLock::None;
-    Snapshot { record: None, version: crate::lease::Version::Absent, evidence, lock, seen_at: None, finding: Finding::Plain }
-}
-
 #[derive(Serialize)]
 struct Check {
     usable: bool,
     store: &'static str,
-    path: String,
-    exists: bool,
-    file_system: String,
-    sqlite_version: &'static str,
-    journal_mode: Option<String>,
+    /// Of this store only.
+    #[serde(flatten)]
+    details: Map<String, Value>,
     ttl_ms: u64,
     heartbeat_ms: u64,
     grace_ms: u64,
@@ -176,28 +167,23 @@ struct Check {
 
 /// Inside the runtime.
 pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<Answer, Failure> {
-    let mut journal_mode = None;
+    let mut facts = target.address.known();
     let mut holds = token.map(|_| false);
     let mut blocked_by_pids = Vec::new();
-    let lock_trouble = sqlite::lock_trouble(&target.place.path);
-    if target.place.exists {
-        journal_mode = Some(failure(target, viewer(target).probe().await)?);
-        let name = target.lease();
-        for (_, snapshot) in all(target).await?.into_iter().filter(|(candidate, _)| *candidate == name) {
-            let lock = Lock::new(target, &name, snapshot);
-            blocked_by_pids.clone_from(&lock.blocked_by_pids);
-            holds = token.map(|token| lock.state == State::Held && lock.token == Some(token));
-        }
+    if target.address.exists() {
+        let (store, name) = (viewer(target), target.lease());
+        let checked = failure(target, store.check().await)?;
+        facts.details.extend(checked.details);
+        facts.warnings.extend(checked.warnings);
+        let lock = Lock::new(target, &name, failure(target, store.read(&name, clock::now()).await)?);
+        holds = token.map(|token| lock.state == State::Held && lock.token == Some(token));
+        blocked_by_pids = lock.blocked_by_pids;
     }
     let (timing, zero) = (target.timing, Moment::default());
     let check = Check {
         usable: true,
-        store: "sqlite",
-        path: target.place.path.display().to_string(),
-        exists: target.place.exists,
-        file_system: target.place.file_system.clone(),
-        sqlite_version: sqlite::sqlite_version(),
-        journal_mode,
+        store: target.address.kind(),
+        details: facts.details.into_iter().map(|(name, value)| (name.to_string(), value)).collect(),
         ttl_ms: millis(timing.ttl),
         heartbeat_ms: millis(timing.heartbeat),
         grace_ms: millis(timing.grace),
@@ -205,24 +191,41 @@ pub async fn check(target: &Target, json: bool, token: Option<i64>) -> Result<An
         kill_after_ms: millis(timing.kill_at(zero).since(zero)),
         dead_after_ms: millis(timing.dead_by(zero).since(zero)),
         blocked_by_pids,
-        warnings: target.place.warnings.iter().cloned().chain(lock_trouble).collect(),
+        warnings: facts.warnings,
         holds,
     };
     let code = if holds == Some(false) { exit::NO } else { 0 };
-    let text = if json { json_line(&check) } else { check.text() };
+    let text = if json { json_line(&check) } else { check.text(&target.address) };
     Ok(Answer { text, code })
 }
 
 impl Check {
-    fn text(&self) -> String {
+    /// `journal mode wal, file system ext, SQLite 3.53.2`, or what a server says of itself.
+    fn state(&self, address: &Address) -> String {
+        let word = |name: &str| self.details.get(name).and_then(Value::as_str).unwrap_or("?");
+        one_line(&match address {
+            Address::Sqlite { .. } => {
+                let state = match self.details.get("journal_mode") {
+                    Some(Value::String(mode)) => format!("journal mode {mode}"),
+                    _ => "not there yet, will be made".to_string(),
+                };
+                format!("{state}, file system {}, SQLite {}", word("file_system"), word("sqlite_version"))
+            }
+            #[cfg(feature = "tls")]
+            _ => {
+                let shown = self.details.iter().filter(|(name, _)| *name != "address").map(|(name, value)| match value {
+                    Value::String(text) => format!("{} {text}", name.replace('_', " ")),
+                    value => format!("{} {value}", name.replace('_', " ")),
+                });
+                shown.collect::<Vec<_>>().join(", ")
+            }
+        })
+    }
+
+    fn text(&self, address: &Address) -> String {
         let mut text = String::new();
         let seconds = |ms: u64| Seconds(Duration::from_millis(ms)).to_string();
-        let state = match &self.journal_mode {
-            Some(mode) => format!("journal mode {mode}"),
-            None => "not there yet, will be made".to_string(),
-        };
-        let _ =
-            writeln!(text, "{}: usable ({state}, file system {}, SQLite {})", one_line(&self.path), self.file_system, self.sqlite_version);
+        let _ = writeln!(text, "{}: usable ({})", one_line(&address.to_string()), self.state(address));
         let _ = writeln!(
             text,
             "ttl {}, renewed every {}; without a renewal: stop signal after {}, SIGKILL after {}, all dead after {}",
@@ -232,11 +235,17 @@ impl Check {
             seconds(self.kill_after_ms),
             seconds(self.dead_after_ms)
         );
-        let _ = writeln!(
-            text,
-            "one machine only: any number of processes, and of containers that mount this folder; with the kernel lock the \
-             next one starts about 1 s after a kill -9 of a whole tree, without it after the ttl"
-        );
+        let scope = match address.is_server() {
+            false => {
+                "one machine only: any number of processes, and of containers that mount this folder; with the kernel lock the \
+                 next one starts about 1 s after a kill -9 of a whole tree, without it after the ttl"
+            }
+            true => {
+                "any number of machines that reach this server; after a kill -9 of a whole tree the next one starts when it has \
+                 seen the record unchanged for the ttl and a tenth"
+            }
+        };
+        let _ = writeln!(text, "{scope}");
         for warning in &self.warnings {
             let _ = writeln!(text, "warning: {}", one_line(warning));
         }
@@ -253,26 +262,15 @@ impl Check {
     }
 }
 
-fn viewer(target: &Target) -> SqliteStore {
-    SqliteStore::new(sqlite::Settings {
-        path: target.place.path.clone(),
-        open: Open::Existing,
-        lock: None,
-        app_table: target.app_table.clone(),
-        timing: target.timing,
-        now: clock::now,
-        wall_ms: clock::wall_ms,
-    })
-}
-
-async fn all(target: &Target) -> Result<Vec<(LeaseName, Snapshot)>, Failure> {
-    failure(target, viewer(target).list(clock::now()).await)
+fn viewer(target: &Target) -> AnyStore {
+    let settings = Settings { purpose: Purpose::Look, timing: target.timing, now: clock::now, wall_ms: clock::wall_ms };
+    AnyStore::new(target.address.clone(), settings)
 }
 
 fn failure<T>(target: &Target, result: Result<T, StoreError>) -> Result<T, Failure> {
-    let path = target.place.path.display();
+    let address = &target.address;
     result.map_err(|error| match error {
-        StoreError::Refused(why) => Failure::refused(format!("{path}: {why}")),
-        StoreError::Unknown(why) => Failure::unreachable(format!("{path}: {why}; try again")),
+        StoreError::Refused(why) => Failure::refused(format!("{address}: {why}")),
+        StoreError::Unknown(why) => Failure::unreachable(format!("{address}: {why}; try again")),
     })
 }

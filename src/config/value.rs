@@ -1,6 +1,7 @@
 //! One parser per kind of value: text in, a good value or the reason out. Must never know where the text came from.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
@@ -13,13 +14,54 @@ use crate::lease::{LeaseName, OnLost};
 use crate::text::without_password;
 
 /// Which store. An error names the value itself, because it may have to hide a part of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum StoreUrl {
     Sqlite(PathBuf),
+    /// With the whole URL.
+    Server(Server, String),
 }
 
-/// Stores that this lockrun knows by name and is built without.
-const NOT_BUILT: [&str; 8] = ["postgres", "postgresql", "etcd", "etcds", "redis", "rediss", "kubernetes", "k8s"];
+/// Never with a password.
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreUrl::Sqlite(path) => write!(f, "Sqlite({path:?})"),
+            StoreUrl::Server(server, _) => write!(f, "Server({server}:…)"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    Postgres,
+    Etcd,
+    Redis,
+    Kubernetes,
+}
+
+impl Server {
+    fn of(scheme: &str) -> Option<Server> {
+        Some(match scheme {
+            "postgres" | "postgresql" => Server::Postgres,
+            "etcd" | "etcds" => Server::Etcd,
+            "redis" | "rediss" => Server::Redis,
+            "kubernetes" | "k8s" => Server::Kubernetes,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Server::Postgres => "postgres",
+            Server::Etcd => "etcd",
+            Server::Redis => "redis",
+            Server::Kubernetes => "kubernetes",
+        })
+    }
+}
+
 /// Words that look like a forgotten URL.
 const SERVER_WORDS: [&str; 7] = ["postgres", "postgresql", "etcd", "redis", "valkey", "kubernetes", "k8s"];
 
@@ -38,10 +80,10 @@ impl StoreUrl {
             return StoreUrl::path(OsStr::from_bytes(&value.as_bytes()["sqlite:".len()..]));
         }
         if let Some(scheme) = scheme(&text) {
-            return Err(match NOT_BUILT.contains(&scheme) {
-                true => format!("{scheme}:…: this lockrun is built without {scheme}; use a path (SQLite)"),
-                false => format!("{scheme}:…: unknown scheme; if it is a path, put ./ before it"),
-            });
+            let unknown = || format!("{scheme}:…: unknown scheme; if it is a path, put ./ before it");
+            let server = Server::of(scheme).ok_or_else(unknown)?;
+            let url = value.to_str().ok_or_else(|| format!("{scheme}:…: not UTF-8; write such bytes as %XX"))?;
+            return Ok(StoreUrl::Server(server, url.to_string()));
         }
         if SERVER_WORDS.contains(&text.as_ref()) {
             return Err(format!("{text}: a path, or a server? write ./{text}, or {text}://…"));
@@ -199,6 +241,7 @@ mod tests {
             let expected = path.strip_prefix("sqlite:").unwrap_or(path);
             match url(path) {
                 Ok(StoreUrl::Sqlite(found)) => assert_eq!(found, Path::new(expected)),
+                Ok(StoreUrl::Server(server, _)) => panic!("{path}: {server}"),
                 Err(why) => assert!(path.contains("dir:"), "{path}: {why}"),
             }
         }
@@ -207,8 +250,8 @@ mod tests {
     #[test]
     fn what_is_no_path_gets_a_hint_and_never_shows_a_password() {
         assert!(url("redis").unwrap_err().contains("./redis"));
-        let built = url("postgres://u:secret@h/d").unwrap_err();
-        assert!(built.contains("without postgres") && !built.contains("secret"), "{built}");
+        let server = format!("{:?}", url("postgres://u:secret@h/d"));
+        assert!(server.contains("postgres") && !server.contains("secret"), "{server}");
         assert!(url("mysql://h").unwrap_err().contains("unknown scheme"));
         assert!(url("sqlite:///x.db").unwrap_err().contains("sqlite:PATH"));
         for nowhere in ["", ":memory:", "sqlite:", "sqlite::memory:"] {

@@ -205,8 +205,13 @@ impl Waiting {
             let kernel_lock = snapshot.lock == KernelLock::Others;
             out.report(Report::Waiting { holder: snapshot.holder().cloned(), acquired_ms, left, kernel_lock });
         }
-        // With the kernel lock in hand, or none in this store, nothing wakes us when the record changes.
-        let poll_at = (snapshot.lock != KernelLock::Others).then(|| now.at + settings.timing.heartbeat.min(Duration::from_secs(1)));
+        // With the kernel lock in hand, or none in this store, it may be that nothing wakes us when the record changes. A
+        // server tells of a release; to see a beat, which it need not tell of, a look a beat is enough.
+        let pause = match snapshot.evidence {
+            Evidence::NoClock => settings.timing.heartbeat,
+            Evidence::Left(_) | Evidence::Gone(_) | Evidence::Unchanged(_) => settings.timing.heartbeat.min(Duration::from_secs(1)),
+        };
+        let poll_at = (snapshot.lock != KernelLock::Others).then(|| now.at + pause);
         self.again_at = look_again_at.into_iter().chain(poll_at).min();
         out.push(Action::Watch(snapshot.version));
         Next::Stay

@@ -1,14 +1,59 @@
 //! A store keeps one record per lease: read it, swap it against an expected version, wait until it may have changed. The
 //! protocol is above this line, so no store can get expiry wrong. A store never judges; an error means *unknown*.
 
+pub mod any;
+mod boot;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "tls")]
+pub mod server;
 pub mod sqlite;
 
 use std::fmt;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 
-use crate::lease::{LeaseName, Moment, Record, Snapshot, Swap, Version};
+use serde_json::Value;
+
+use crate::lease::{LeaseName, Moment, Record, Snapshot, Swap, Timing, Version};
+
+/// What any store is opened with.
+#[derive(Clone)]
+pub struct Settings {
+    pub purpose: Purpose,
+    pub timing: Timing,
+    /// CLOCK_BOOTTIME, and unix milliseconds: stores read no clock of their own.
+    pub now: fn() -> Moment,
+    pub wall_ms: fn() -> i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To hold this lease: what is missing in the store is made.
+    Hold {
+        lease: LeaseName,
+        /// This process may leave before it has watched a record for its TTL: what it sees is noted for the next.
+        short: bool,
+    },
+    /// To look, or to write a last will: nothing is made.
+    Look,
+}
+
+/// What `check` shows of a store, beside the times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Names of JSON fields, with their values.
+    pub details: Vec<(&'static str, Value)>,
+    /// What this store cannot promise, and what is set in a way that is rarely meant.
+    pub warnings: Vec<String>,
+}
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -233,6 +233,7 @@ fn a_store_is_a_path_byte_by_byte_or_refused() {
             assert_eq!(path.as_os_str().as_bytes(), bytes.strip_prefix(b"sqlite:").unwrap_or(bytes));
             assert!(!path.as_os_str().is_empty());
         }
+        Ok(StoreUrl::Server(_, url)) => assert_eq!(Some(url.as_str()), text.to_str()),
         Err(why) => assert!(why.contains(':') && why.len() > 10, "{why}"),
     });
     // Whatever starts as a path does is one.

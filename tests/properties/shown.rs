@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lockrun::config::Target;
 use lockrun::lease::{Asked, Clocks, Timing};
 use lockrun::status;
+use lockrun::store::any::Address;
 use lockrun::store::sqlite;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -57,7 +58,7 @@ fn put(room: &Room, theirs: &Theirs) -> (tempfile::TempDir, std::path::PathBuf) 
 fn target(path: &Path) -> Target {
     let place = sqlite::look(path, true).expect("a good place");
     let timing = Timing::new(Asked::default(), Clocks::OneKernel).expect("the default");
-    Target { place, name: None, app_table: None, timing }
+    Target { address: Address::Sqlite { place, app_table: None }, name: None, timing }
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn check_shows_a_path_of_any_letters_in_its_lines() {
                 status::check(&target, true, None).await.expect("usable").text,
             )
         });
-        assert!(text.lines().all(is_one_line) && text.lines().count() == 3 + target.place.warnings.len(), "{text:?}");
+        assert!(text.lines().all(is_one_line) && text.lines().count() == 3 + target.address.warnings().len(), "{text:?}");
         let answer: Value = serde_json::from_str(&json).expect("JSON");
         assert!(is_one_line(json.trim_end()) && answer["path"].as_str().is_some_and(|path| path.ends_with(&name)), "{json:?}");
     });

@@ -2,7 +2,6 @@
 //! Blocking work is done on a thread of its own; a request that waits for a stuck one gives up without being queued.
 
 mod app_table;
-mod boot;
 mod database;
 mod holders;
 mod lock;
@@ -18,11 +17,11 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Store, StoreError};
+use super::boot::Boot;
+use super::{Facts, Store, StoreError};
 use crate::lease::claim::KILL_TIME;
 use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Timing, Token, Version, WriteId};
 use app_table::{AppRow, AppTable};
-use boot::Boot;
 use database::Database;
 pub use database::Open;
 pub use holders::trouble as lock_trouble;
@@ -104,9 +103,10 @@ impl SqliteStore {
         SqliteStore { lock, left_to_holder, jobs, turn: Arc::new(Semaphore::new(1)), lock_warned: AtomicBool::new(false) }
     }
 
-    /// Whether it can be written, and its journal mode. Changes nothing.
-    pub async fn probe(&self) -> Result<String, StoreError> {
-        self.on_thread(|worker| worker.database.as_mut().expect("opened by attempt").probe()).await
+    /// Whether it can be written. Changes nothing.
+    pub async fn check(&self) -> Result<Facts, StoreError> {
+        let journal_mode = self.on_thread(|worker| worker.database.as_mut().expect("opened by attempt").probe()).await?;
+        Ok(Facts { details: vec![("journal_mode", journal_mode.into())], warnings: Vec::new() })
     }
 
     async fn on_thread<T: Send + 'static>(

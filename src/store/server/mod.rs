@@ -1,0 +1,225 @@
+//! What the server stores have in common: one connection for requests and one to wait on, each of them thrown away when an
+//! answer is given up, so that a reply that comes late is never taken for another's. Must never know which server it is.
+
+mod record;
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use super::boot::Boot;
+use super::{Facts, Purpose, Settings, Store, StoreError};
+use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
+pub use record::{from_json, to_json};
+
+/// Between two tries to get a connection to wait on; the machine reads by time meanwhile.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// A variable of the environment; an empty one is unset.
+pub type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// One record as it stands in the store.
+pub struct Stored {
+    pub record: Record,
+    pub version: String,
+}
+
+/// One connection to one server (or cluster), and what lockrun says over it. Every request may be dropped before it is
+/// answered, and then the connection is dropped too; only `changed` is dropped and called again on the same one.
+pub trait Client: Sized {
+    /// Shown to people, so without a password.
+    type Address: fmt::Display;
+
+    /// With `create`, what is missing in the store is made first; many copies may do so at once.
+    /// `limit`: the time that all of it has, for the case that there are several addresses to try.
+    fn connect(address: &Self::Address, create: bool, limit: Duration) -> impl Future<Output = Result<Self, StoreError>>;
+
+    fn get(&mut self, name: &LeaseName) -> impl Future<Output = Result<Option<Stored>, StoreError>>;
+
+    /// Writes `record` if the record still stands at `expect` (`Absent`: if there is none). `Err`: it may have been written.
+    /// A record without a holder wakes those who wait in `changed`.
+    fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> impl Future<Output = Result<Swap, StoreError>>;
+
+    /// When a process of that boot first saw this version, in nanoseconds of the boot's clock; if none did, `seen_ns` is noted.
+    fn sighting(
+        &mut self,
+        name: &LeaseName,
+        boot_id: &str,
+        version: &str,
+        seen_ns: i64,
+    ) -> impl Future<Output = Result<Option<i64>, StoreError>>;
+
+    fn list(&mut self) -> impl Future<Output = Result<Vec<(LeaseName, Stored)>, StoreError>>;
+
+    /// Returns when the record may no longer stand at `seen`, also if that happened before the call. May be dropped at any
+    /// time and called again.
+    fn changed(&mut self, name: &LeaseName, seen: &Version) -> impl Future<Output = Result<(), StoreError>>;
+
+    /// Reads, and writes as far as that changes nothing: what `check` shows of this store.
+    fn check(&mut self) -> impl Future<Output = Result<Facts, StoreError>>;
+}
+
+pub struct ServerStore<C: Client> {
+    address: C::Address,
+    settings: Settings,
+    boot: Option<Boot>,
+    requests: Slot<C>,
+    watch: Slot<C>,
+    watch_again_at: Cell<Moment>,
+}
+
+impl<C: Client> ServerStore<C> {
+    /// Connects with the first request.
+    pub fn new(address: C::Address, settings: Settings) -> ServerStore<C> {
+        let boot = Boot::current();
+        ServerStore { address, settings, boot, requests: Slot::empty(), watch: Slot::empty(), watch_again_at: Cell::default() }
+    }
+
+    pub async fn check(&self) -> Result<Facts, StoreError> {
+        self.request(async |client| client.check().await).await
+    }
+
+    /// Four fifths of an attempt, so that this is heard of before the machine's own "no answer in time".
+    fn limit(&self) -> Duration {
+        self.settings.timing.attempt * 4 / 5
+    }
+
+    async fn request<T>(&self, work: impl AsyncFnOnce(&mut C) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let request = async {
+            let mut lent = match self.requests.take() {
+                Some(lent) => lent,
+                None => self.requests.lend(self.connect().await?),
+            };
+            let answer = work(&mut lent).await;
+            // After an error it is opened anew: it may be at another server by now, or out of step.
+            lent.keep = answer.is_ok();
+            answer
+        };
+        let limit = self.limit();
+        match tokio::time::timeout(limit, request).await {
+            Ok(answer) => answer,
+            Err(_) => Err(StoreError::Unknown(format!("{}: no answer within {limit:?}", self.address))),
+        }
+    }
+
+    async fn connect(&self) -> Result<C, StoreError> {
+        C::connect(&self.address, self.settings.purpose != Purpose::Look, self.limit()).await
+    }
+
+    fn snapshot(&self, stored: Option<Stored>) -> Snapshot {
+        let (record, version) = match stored {
+            Some(Stored { record, version }) => (Some(record), Version::At(version)),
+            None => (None, Version::Absent),
+        };
+        // A server's clock decides nothing: it can step, and after a fail-over it is another one.
+        let evidence = Evidence::NoClock;
+        Snapshot { record, version, evidence, lock: KernelLock::None, seen_at: None, finding: Finding::Plain }
+    }
+
+    /// Short tries make progress too: what one of them saw is noted for the next. Whoever waits for ever watches by itself.
+    async fn with_sighting(&self, name: &LeaseName, mut snapshot: Snapshot) -> Snapshot {
+        let (Version::At(version), Some(boot), Purpose::Hold { short: true, .. }, Some(_)) =
+            (&snapshot.version, &self.boot, &self.settings.purpose, snapshot.holder())
+        else {
+            return snapshot;
+        };
+        // After the reply of the read: a waiter rounds against itself.
+        let now = (self.settings.now)();
+        let seen_ns = boot.to_host(now);
+        // Not noted means that only this process's own watching counts.
+        let noted = self.request(async |client| client.sighting(name, &boot.id, version, seen_ns).await).await;
+        let seen_at = noted.ok().flatten().and_then(|seen_ns| boot.to_local(seen_ns));
+        snapshot.seen_at = seen_at.filter(|seen_at| *seen_at <= now);
+        snapshot
+    }
+}
+
+impl<C: Client> Store for ServerStore<C> {
+    async fn read(&self, name: &LeaseName, _: Moment) -> Result<Snapshot, StoreError> {
+        let stored = self.request(async |client| client.get(name).await).await?;
+        Ok(self.with_sighting(name, self.snapshot(stored)).await)
+    }
+
+    async fn swap(&self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
+        self.request(async |client| client.swap(name, expect, record).await).await
+    }
+
+    async fn changed(&self, name: &LeaseName, seen: &Version) {
+        loop {
+            let pause = self.watch_again_at.get().since((self.settings.now)());
+            tokio::time::sleep(pause).await;
+            self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
+            let mut lent = match self.watch.take() {
+                Some(lent) => lent,
+                None => match tokio::time::timeout(self.limit(), self.connect()).await {
+                    Ok(Ok(client)) => self.watch.lend(client),
+                    Ok(Err(_)) | Err(_) => continue,
+                },
+            };
+            self.watch_again_at.set(Moment::default());
+            lent.keep = true;
+            match lent.changed(name, seen).await {
+                Ok(()) => return,
+                Err(_) => {
+                    lent.keep = false;
+                    self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
+                }
+            }
+        }
+    }
+
+    async fn list(&self, _: Moment) -> Result<Vec<(LeaseName, Snapshot)>, StoreError> {
+        let stored = self.request(async |client| client.list().await).await?;
+        Ok(stored.into_iter().map(|(name, stored)| (name, self.snapshot(Some(stored)))).collect())
+    }
+}
+
+/// Where a connection lies between two uses.
+struct Slot<C>(RefCell<Option<C>>);
+
+/// A connection in use: dropped with it, unless it is to be kept.
+struct Lent<'a, C> {
+    slot: &'a Slot<C>,
+    /// `None` only while it is dropped.
+    client: Option<C>,
+    keep: bool,
+}
+
+impl<C> Slot<C> {
+    fn empty() -> Slot<C> {
+        Slot(RefCell::new(None))
+    }
+
+    fn take(&self) -> Option<Lent<'_, C>> {
+        self.0.take().map(|client| self.lend(client))
+    }
+
+    fn lend(&self, client: C) -> Lent<'_, C> {
+        Lent { slot: self, client: Some(client), keep: false }
+    }
+}
+
+impl<C> Drop for Lent<'_, C> {
+    fn drop(&mut self) {
+        if self.keep {
+            *self.slot.0.borrow_mut() = self.client.take();
+        }
+    }
+}
+
+impl<C> Deref for Lent<'_, C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        self.client.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl<C> DerefMut for Lent<'_, C> {
+    fn deref_mut(&mut self) -> &mut C {
+        self.client.as_mut().expect("taken by drop alone")
+    }
+}
