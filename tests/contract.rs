@@ -1,6 +1,12 @@
 //! One contract for every store, and beside it what only SQLite has. Must never know how a store does it: what the machine
 //! relies on is here, the rest is not.
 
+#[path = "fixture/mod.rs"]
+mod fixture;
+#[cfg(feature = "redis")]
+#[path = "contract/redis.rs"]
+mod of_redis;
+
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::task::Poll;
@@ -19,7 +25,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
 fn name() -> LeaseName {
@@ -176,6 +182,13 @@ macro_rules! contract {
             $(#[test] fn $test() {
                 let folder = super::folder();
                 super::block_on(super::$test(super::locking(folder.path())))
+            })+
+        }
+        #[cfg(feature = "redis")]
+        mod redis {
+            $(#[test] fn $test() {
+                let server = <super::fixture::redis::Redis as super::fixture::Server>::start();
+                super::block_on(super::$test(super::of_redis::store(&server)))
             })+
         }
     };

@@ -58,8 +58,14 @@ pub trait Client: Sized {
     /// time and called again.
     fn changed(&mut self, name: &LeaseName, seen: &Version) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// Reads, and writes as far as that changes nothing: what `check` shows of this store.
+    /// Reads, and writes as far as that changes nothing: what `check` shows of this store. A detail `server_time_ms` is
+    /// shown as its difference from the clock here.
     fn check(&mut self) -> impl Future<Output = Result<Facts, StoreError>>;
+
+    /// What this server cannot promise, as it is set up, for whoever starts to hold.
+    fn warning(&mut self) -> impl Future<Output = Option<String>> {
+        std::future::ready(None)
+    }
 }
 
 pub struct ServerStore<C: Client> {
@@ -69,17 +75,46 @@ pub struct ServerStore<C: Client> {
     requests: Slot<C>,
     watch: Slot<C>,
     watch_again_at: Cell<Moment>,
+    /// The server was asked what it cannot promise.
+    warned: Cell<bool>,
+    warning: Cell<Option<String>>,
 }
 
 impl<C: Client> ServerStore<C> {
     /// Connects with the first request.
     pub fn new(address: C::Address, settings: Settings) -> ServerStore<C> {
         let boot = Boot::current();
-        ServerStore { address, settings, boot, requests: Slot::empty(), watch: Slot::empty(), watch_again_at: Cell::default() }
+        let (requests, watch) = (Slot::empty(), Slot::empty());
+        ServerStore {
+            address,
+            settings,
+            boot,
+            requests,
+            watch,
+            watch_again_at: Cell::default(),
+            warned: Cell::default(),
+            warning: Cell::default(),
+        }
     }
 
     pub async fn check(&self) -> Result<Facts, StoreError> {
-        self.request(async |client| client.check().await).await
+        let mut facts = self.request(async |client| client.check().await).await?;
+        let wall_ms = (self.settings.wall_ms)();
+        for (name, value) in &mut facts.details {
+            if let ("server_time_ms", Some(server_ms)) = (*name, value.as_i64()) {
+                (*name, *value) = ("clock_difference_ms", server_ms.saturating_sub(wall_ms).into());
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Not to one who only tries: cron mails whatever is said, each time.
+    async fn ask_for_a_warning(&self) {
+        let waits = matches!(self.settings.purpose, Purpose::Hold { short: false, .. });
+        if waits && !self.warned.replace(true) {
+            let warning = self.request(async |client| Ok(client.warning().await)).await;
+            self.warning.set(warning.ok().flatten());
+        }
     }
 
     /// Four fifths of an attempt, so that this is heard of before the machine's own "no answer in time".
@@ -140,6 +175,7 @@ impl<C: Client> ServerStore<C> {
 impl<C: Client> Store for ServerStore<C> {
     async fn read(&self, name: &LeaseName, _: Moment) -> Result<Snapshot, StoreError> {
         let stored = self.request(async |client| client.get(name).await).await?;
+        self.ask_for_a_warning().await;
         Ok(self.with_sighting(name, self.snapshot(stored)).await)
     }
 
@@ -174,6 +210,10 @@ impl<C: Client> Store for ServerStore<C> {
     async fn list(&self, _: Moment) -> Result<Vec<(LeaseName, Snapshot)>, StoreError> {
         let stored = self.request(async |client| client.list().await).await?;
         Ok(stored.into_iter().map(|(name, stored)| (name, self.snapshot(Some(stored)))).collect())
+    }
+
+    fn warning(&self) -> Option<String> {
+        self.warning.take()
     }
 }
 
