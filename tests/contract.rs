@@ -18,8 +18,14 @@ use lockrun::store::{Store, StoreError};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+#[cfg(feature = "etcd")]
+#[path = "contract_servers/etcd.rs"]
+mod etcd_alone;
+#[cfg(feature = "etcd")]
+mod fixture;
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime").block_on(work)
 }
 
 fn name() -> LeaseName {
@@ -176,6 +182,13 @@ macro_rules! contract {
             $(#[test] fn $test() {
                 let folder = super::folder();
                 super::block_on(super::$test(super::locking(folder.path())))
+            })+
+        }
+        #[cfg(feature = "etcd")]
+        mod etcd {
+            $(#[test] fn $test() {
+                let server: super::fixture::etcd::Etcd = super::fixture::Server::start();
+                super::block_on(super::$test(super::etcd_alone::store(&super::fixture::Server::url(&server))))
             })+
         }
     };
