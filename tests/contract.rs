@@ -24,6 +24,10 @@ use lockrun::store::{Store, StoreError};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+#[cfg(feature = "etcd")]
+#[path = "contract_servers/etcd.rs"]
+mod etcd_alone;
+
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
@@ -189,6 +193,13 @@ macro_rules! contract {
             $(#[test] fn $test() {
                 let server = <super::fixture::redis::Redis as super::fixture::Server>::start();
                 super::block_on(super::$test(super::of_redis::store(&server)))
+            })+
+        }
+        #[cfg(feature = "etcd")]
+        mod etcd {
+            $(#[test] fn $test() {
+                let server: super::fixture::etcd::Etcd = super::fixture::Server::start();
+                super::block_on(super::$test(super::etcd_alone::store(&super::fixture::Server::url(&server))))
             })+
         }
     };

@@ -1,0 +1,73 @@
+//! Certificates: whom we trust and who we are. Must never trust anybody because a file could not be read.
+
+use std::error::Error;
+use std::path::Path;
+
+use rustls::{AlertDescription, InvalidMessage, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tonic::transport::{ClientTlsConfig, Identity};
+
+use super::address::Tls;
+use crate::store::StoreError;
+
+/// Read anew for every connection: certificates are renewed while lockrun runs.
+pub fn read(tls: &Tls) -> Result<ClientTlsConfig, StoreError> {
+    let mut roots = RootCertStore::empty();
+    match &tls.ca {
+        Some(path) => {
+            let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let found = found.map_err(|error| unreadable(path, &error))?;
+            let (good, _) = roots.add_parsable_certificates(found);
+            if good == 0 {
+                return Err(StoreError::Refused(format!("{}: no certificate in it; it should hold the CA's, as PEM", path.display())));
+            }
+        }
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            let (good, _) = roots.add_parsable_certificates(found.certs);
+            if good == 0 {
+                return Err(StoreError::Refused("this system has no CA certificates; name a file with cacert=FILE".to_string()));
+            }
+        }
+    }
+    let config = ClientTlsConfig::new().trust_anchors(roots.roots);
+    let Some((cert, key)) = &tls.identity else { return Ok(config) };
+    let pem = |path: &Path| std::fs::read(path).map_err(|error| unreadable(path, &error));
+    Ok(config.identity(Identity::from_pem(pem(cert)?, pem(key)?)))
+}
+
+fn unreadable(path: &Path, error: &dyn Error) -> StoreError {
+    StoreError::Refused(format!("{}: {error}; check the file and the right to read it", path.display()))
+}
+
+/// What was read cannot be used.
+pub fn refused(error: &tonic::transport::Error) -> StoreError {
+    let mut error: &dyn Error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    StoreError::Refused(format!("client certificate or key: {error}; check the files that cert and key name"))
+}
+
+/// If it is about trust, or about a server of another kind, it will not heal by itself.
+pub fn why_refused(error: &(dyn Error + 'static)) -> Option<String> {
+    let error = error.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::InvalidCertificate(_) => {
+            format!("{error}; check the host's name, the server's certificate and the CA's (cacert=FILE)")
+        }
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied,
+        ) => format!("{error}; the server wants another client certificate: check cert=FILE and key=FILE"),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            format!("{error}; the server speaks no TLS here: write etcd:// if that is meant")
+        }
+        _ => return None,
+    })
+}
