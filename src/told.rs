@@ -52,9 +52,9 @@ pub enum Trouble {
 
 impl Told {
     /// Before the loop has begun to turn, which is due.
-    pub fn nothing(now: Moment) -> Told {
+    pub fn nothing(now: Moment, wall_ms: i64) -> Told {
         let view = View { state: State::Waiting, lease: None, dead_by: None, error: None, answered: false, waits_for: None };
-        Told { view, since: now, since_ms: 0, due_at: Some(now), counts: Counts::default() }
+        Told { view, since: now, since_ms: wall_ms, due_at: Some(now), counts: Counts::default() }
     }
 }
 

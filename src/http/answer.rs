@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn waiting() -> Told {
-        let mut told = Told::nothing(at(0));
+        let mut told = Told::nothing(at(0), 0);
         (told.view.answered, told.due_at) = (true, None);
         told
     }
@@ -173,7 +173,7 @@ mod tests {
         told.view.error = Some("no route to host".to_string());
         assert_eq!(verdicts(&told, at(1)), [true, false, false]);
         assert!(ready(&told, at(1)).unwrap_err().contains("no route to host"));
-        assert_eq!(verdicts(&Told::nothing(at(0)), at(1)), [true, false, false]);
+        assert_eq!(verdicts(&Told::nothing(at(0), 0), at(1)), [true, false, false]);
     }
 
     #[test]

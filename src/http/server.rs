@@ -66,7 +66,8 @@ pub fn start(listener: Listener, site: Site) -> io::Result<Teller> {
     let post = Arc::new(Post::default());
     listener.set_nonblocking(true)?;
     let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-    let server = Server { site, post: post.clone(), latest: RefCell::new(Box::new(Told::nothing(clock::now()))) };
+    let latest = RefCell::new(Box::new(Told::nothing(clock::now(), site.started_ms)));
+    let server = Server { site, post: post.clone(), latest };
     std::thread::Builder::new().name("http".to_string()).stack_size(512 << 10).spawn(move || {
         LocalSet::new().block_on(&runtime, async {
             // Cannot fail where a runtime is there.

@@ -280,6 +280,9 @@ fn slow_clients_and_floods_cost_neither_renewals_nor_descriptors_nor_the_answers
     assert!(holder.is_running());
     assert_eq!(verdicts(at), [200, 200, 200]);
     wait_until("all of them closed", || descriptors(holder.pid()) <= before + 1);
+    // Nobody else comes: it is its own slowness that ends it.
+    let half = send(at, b"GET /livez HTTP/1.1\r\nx: ").expect("sent");
+    assert!((&half).read(&mut [0; 64]).is_ok_and(|count| count == 0), "closed");
     let peak = fs::read_to_string(format!("/proc/{}/status", holder.pid())).expect("it is there");
     let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
     assert!(peak.is_some_and(|kib| kib < 64 << 10), "{peak:?} KiB");
