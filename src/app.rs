@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -11,12 +12,15 @@ use crate::config::{Config, Run, Target};
 use crate::error::Failure;
 use crate::exit::{self, Ended};
 use crate::guard::{self, Guard, Job};
+use crate::http::{self, health};
 use crate::lease::{Machine, Outcome, RELEASE_TIME, Record, SpawnError, Swap, Token, Wait, WriteId};
 use crate::signals::Signals;
 use crate::status::{self, Answer};
 use crate::store::any::AnyStore;
 use crate::store::{Purpose, Settings, Store};
 use crate::supervisor::Supervisor;
+use crate::text::one_line;
+use crate::told::Teller;
 use crate::{logging, report};
 
 /// Between two tries of the last will.
@@ -38,6 +42,10 @@ pub fn run(config: Config) -> Result<(String, End), Failure> {
         Config::Run(config) => supervise(*config).map(|end| (String::new(), end)),
         Config::Status { target, json } => answer(&target, status::status(&target, json)),
         Config::Check { target, json, token } => answer(&target, status::check(&target, json, token)),
+        Config::Health { at, path } => {
+            let (well, line) = health::ask(at, path)?;
+            Ok((one_line(&line) + "\n", End::Code(if well { 0 } else { exit::NO })))
+        }
     }
 }
 
@@ -62,15 +70,15 @@ fn no_resource(error: io::Error) -> Failure {
 }
 
 /// Before anything is started: later, SQLite would only say that it cannot open the file, and others would not see our lock.
-fn enough_descriptors() -> io::Result<()> {
+fn enough_descriptors(count: usize) -> io::Result<()> {
     use std::os::fd::AsFd;
     let some = std::io::pipe()?;
-    (2..DESCRIPTORS).map(|_| some.0.as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>().map(drop)
+    (2..count).map(|_| some.0.as_fd().try_clone_to_owned()).collect::<io::Result<Vec<_>>>().map(drop)
 }
 
 fn supervise(run: Run) -> Result<End, Failure> {
     guard::usable().map_err(Failure::refused)?;
-    enough_descriptors().map_err(no_resource)?;
+    enough_descriptors(DESCRIPTORS + run.http.map_or(0, |_| http::DESCRIPTORS)).map_err(no_resource)?;
     // Everything that the command needs to know is known before the guard is forked; only the token comes later.
     let terminal = std::fs::OpenOptions::new().read(true).open("/dev/tty").is_ok();
     let job = Job {
@@ -83,13 +91,17 @@ fn supervise(run: Run) -> Result<End, Failure> {
         to_group: run.to_group,
     };
     let forked = guard::start(&job, clock::now, &|token| last_will(&run, token)).map_err(no_resource)?;
+    let (at, teller) = listen(&run)?.unzip();
     // Never dropped: to close the database at the end would only be waited for, and the end of the process does it too.
     let hold = Purpose::Hold { lease: run.target.lease(), short: run.settings.wait != Wait::Forever };
     let store = ManuallyDrop::new(store(&run.target, hold));
     logging::init(run.log_format, run.log_level);
+    if let Some(at) = at {
+        report::listening(&run.target.lease(), at);
+    }
     // Not to keep a folder busy; the database's path is absolute.
     let _ = std::env::set_current_dir("/");
-    let outcome = runtime(&run.target)?.block_on(front(&run, forked, &store, terminal))?;
+    let outcome = runtime(&run.target)?.block_on(front(&run, forked, &store, terminal, teller))?;
     let command = run.command[0].to_string_lossy();
     report::conclude(&run.target.lease(), &with_address(&run.target, &outcome), run.settings.wait != Wait::No, &command);
     logging::flush();
@@ -115,7 +127,23 @@ fn with_address(target: &Target, outcome: &Outcome) -> Outcome {
     }
 }
 
-async fn front(run: &Run, forked: guard::Forked, store: &AnyStore, terminal: bool) -> Result<Outcome, Failure> {
+/// Where `--http` listens, and what tells its thread. In the front alone, and while it has all signals blocked.
+#[cfg(feature = "http")]
+fn listen(run: &Run) -> Result<Option<(SocketAddr, Teller)>, Failure> {
+    let Some(at) = run.http else { return Ok(None) };
+    let listener = http::bind(at)?;
+    let at = listener.local_addr().map_err(no_resource)?;
+    let site = http::Site { name: run.target.lease(), me: run.settings.me.clone(), started_ms: clock::wall_ms() };
+    http::start(listener, site).map(|teller| Some((at, teller))).map_err(no_resource)
+}
+
+/// `config` refuses an address where nothing can listen.
+#[cfg(not(feature = "http"))]
+fn listen(_: &Run) -> Result<Option<(SocketAddr, Teller)>, Failure> {
+    Ok(None)
+}
+
+async fn front(run: &Run, forked: guard::Forked, store: &AnyStore, terminal: bool, teller: Option<Teller>) -> Result<Outcome, Failure> {
     let name = run.target.lease();
     for warning in run.target.address.warnings() {
         report::warn(&name, warning.as_str());
@@ -123,7 +151,7 @@ async fn front(run: &Run, forked: guard::Forked, store: &AnyStore, terminal: boo
     let guard = Guard::new(forked).map_err(no_resource)?;
     let signals = Signals::listen(terminal).map_err(no_resource)?;
     let machine = Machine::new(run.settings.clone(), clock::snapshot());
-    let supervisor = Supervisor::new(store, &name, &guard, signals, machine, run.stop_signal).map_err(no_resource)?;
+    let supervisor = Supervisor::new(store, &name, &guard, signals, machine, run.stop_signal, teller).map_err(no_resource)?;
     let outcome = supervisor.run().await;
     // Record first, kernel lock second: whoever gets the lock finds the lease free.
     store.unlock();

@@ -18,7 +18,8 @@ use crate::text::without_password;
     version,
     override_usage = "lockrun [OPTIONS] --db <DB> [--name NAME] -- <COMMAND> [ARG]...\n       \
                       lockrun status --db <DB> [--name NAME] [--json]\n       \
-                      lockrun check  --db <DB> [--name NAME] [--token N] [--json]",
+                      lockrun check  --db <DB> [--name NAME] [--token N] [--json]\n       \
+                      lockrun health --addr ADDR",
     disable_help_subcommand = true,
     after_help = exit::HELP
 )]
@@ -87,6 +88,10 @@ pub struct RunArgs {
     /// [env: LOCKRUN_INSTANCE]
     #[arg(long, value_name = "ID")]
     pub instance: Option<OsString>,
+    /// Answer to /livez, /readyz, /leader, /status and /metrics there: 127.0.0.1:8080, [::1]:8080, or :8080 for every address
+    /// of this machine [env: LOCKRUN_HTTP] [default: off]
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<OsString>,
     /// [env: LOCKRUN_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<OsString>,
@@ -110,6 +115,7 @@ impl RunArgs {
             (self.signal_to.is_some(), "--signal-to"),
             (self.kill_after.is_some(), "--kill-after"),
             (self.instance.is_some(), "--instance"),
+            (self.http.is_some(), "--http"),
             (self.log_format.is_some(), "--log-format"),
             (self.quiet > 0, "-q"),
             (self.verbose > 0, "-v"),
@@ -138,6 +144,12 @@ pub enum Verb {
         token: Option<OsString>,
         #[arg(long)]
         json: bool,
+    },
+    /// Ask a lockrun's --http whether it is well (Docker HEALTHCHECK, exec probes); needs no --db
+    Health {
+        /// As that lockrun's --http; ADDR/livez or ADDR/leader asks that in place of /readyz [env: LOCKRUN_HTTP]
+        #[arg(long, value_name = "ADDR")]
+        addr: Option<OsString>,
     },
 }
 
@@ -194,7 +206,7 @@ fn without_passwords(text: String, argv: &[OsString]) -> String {
 }
 
 /// Subcommands that have their names, and are not there yet.
-const LATER: [&str; 7] = ["generate", "handover", "health", "history", "pause", "release", "resume"];
+const LATER: [&str; 6] = ["generate", "handover", "history", "pause", "release", "resume"];
 
 fn without_dashes(argv: &[OsString], word: &str) -> String {
     if LATER.contains(&word) {

@@ -4,6 +4,7 @@
 pub mod value;
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,6 +107,7 @@ pub struct Run {
     pub conflict_code: i32,
     pub stop_signal: i32,
     pub to_group: bool,
+    pub http: Option<SocketAddr>,
     pub log_format: LogFormat,
     pub log_level: Level,
 }
@@ -114,6 +116,7 @@ pub enum Config {
     Run(Box<Run>),
     Status { target: Target, json: bool },
     Check { target: Target, json: bool, token: Option<i64> },
+    Health { at: SocketAddr, path: &'static str },
 }
 
 impl Config {
@@ -121,17 +124,25 @@ impl Config {
     pub fn new(cli: Cli, environment: Environment, random: u128) -> Result<Config, Failure> {
         let Some(verb) = &cli.verb else { return run(cli, environment, random).map(|run| Config::Run(Box::new(run))) };
         if let Some(option) = cli.run.first_given() {
-            return Err(Failure::refused(format!("{option}: not an option of status or check; leave it out")));
+            return Err(Failure::refused(format!("{option}: not an option of a subcommand; leave it out")));
         }
         if !cli.command.is_empty() {
-            return Err(Failure::refused("status and check take no command; leave it out"));
+            return Err(Failure::refused("a subcommand takes no command; leave it out"));
         }
-        let target = target(&cli.store, &environment, false)?;
+        let target = || target(&cli.store, &environment, false);
         Ok(match verb {
-            Verb::Status { json } => Config::Status { target, json: *json },
+            Verb::Status { json } => Config::Status { target: target()?, json: *json },
             Verb::Check { json, token } => {
+                let target = target()?;
                 let token = Given::flag("--token", token.as_ref()).map(|given| given.parse(value::token)).transpose()?;
                 Config::Check { target, json: *json, token }
+            }
+            Verb::Health { addr } => {
+                let given = environment.or(addr.as_ref(), "--addr", "LOCKRUN_HTTP");
+                let given =
+                    given.ok_or_else(|| Failure::refused("no address; give --addr (or LOCKRUN_HTTP) as to the lockrun's --http"))?;
+                let (at, path) = given.parse(value::health_address)?;
+                Config::Health { at, path }
             }
         })
     }
@@ -232,6 +243,10 @@ fn run(cli: Cli, environment: Environment, random: u128) -> Result<Run, Failure>
         return Err(given.refuse("only for PID 1 of a container, whose death ends the whole tree; leave it out here"));
     }
     let instance = instance.map(|given| given.parse(|text| Ok(text.to_string()))).transpose()?;
+    // The one around it has that address.
+    let inner = !environment.outer_holders().is_empty() && args.http.is_none();
+    let http = environment.or(args.http.as_ref(), "--http", "LOCKRUN_HTTP").filter(|_| !inner);
+    let http = http.map(|given| given.parse(value::http_address)).transpose()?;
     let log_format = environment.or(args.log_format.as_ref(), "--log-format", "LOCKRUN_LOG_FORMAT");
     let log_format = log_format.map_or(Ok(LogFormat::Text), |given| given.parse(value::log_format))?;
     let log_level = log_level(&args, &environment, wait)?;
@@ -256,6 +271,7 @@ fn run(cli: Cli, environment: Environment, random: u128) -> Result<Run, Failure>
         conflict_code,
         stop_signal,
         to_group: args.signal_to == Some(SignalTo::Group),
+        http,
         log_format,
         log_level,
     })

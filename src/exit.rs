@@ -14,7 +14,7 @@ pub const REFUSED: i32 = 125;
 pub const CANNOT_EXECUTE: i32 = 126;
 /// The command was not found.
 pub const NOT_FOUND: i32 = 127;
-/// `status` and `check`: the answer is no.
+/// `status`, `check` and `health`: the answer is no.
 pub const NO: i32 = 1;
 
 /// The table as `--help` shows it; the README's is compared with it by a test.
@@ -28,7 +28,7 @@ Exit codes:
   76                  the lease was lost, or the guard died; nothing of the command is alive
   125                 it will not heal by itself: bad usage, refused setting, no right, not a database
   126, 127            the command cannot be executed, was not found
-  status and check: 0 yes, 1 no, 69, 125";
+  status, check and health: 0 yes, 1 no, 69, 125";
 
 /// How a process ended, as waitpid(2) reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,8 +15,9 @@
 //!
 //! # Imports
 //!
-//! `main → app → {config → cli, status} → supervisor → {store, guard, clock} → lease → exit`. Nothing points up. `store`,
-//! `guard` and `clock` never see each other; `lease` sees `std` and `exit` only; `text` sees nothing. `tests/house.rs` checks it.
+//! `main → app → {config → cli, status, http} → supervisor → {store, guard, clock, told} → lease → exit`. Nothing points up.
+//! `store`, `guard`, `clock` and `told` never see each other; `lease` sees `std` and `exit` only; `text` sees nothing.
+//! `tests/house.rs` checks it.
 //!
 //! # Invariants
 //!
@@ -39,6 +40,7 @@ pub mod config;
 pub mod error;
 pub mod exit;
 pub mod guard;
+pub mod http;
 pub mod lease;
 pub mod logging;
 pub mod report;
@@ -47,3 +49,4 @@ pub mod status;
 pub mod store;
 pub mod supervisor;
 pub mod text;
+pub mod told;

@@ -1,5 +1,6 @@
 //! What people are told: the machine's reports as log lines. Decides nothing.
 
+use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use tracing::Level;
@@ -89,6 +90,11 @@ fn line(report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) -> Option<(Lev
             (Level::WARN, Line::new("released", msg))
         }
     })
+}
+
+/// Where `--http` answers.
+pub fn listening(name: &LeaseName, at: SocketAddr) {
+    emit(name, Level::INFO, Line::new("listening", format!("listening on http://{at}")));
 }
 
 /// A line that is no report of the machine's.

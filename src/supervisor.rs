@@ -10,6 +10,7 @@ use crate::guard::{Adopted, FromGuard, Guard, ToGuard};
 use crate::lease::{Action, Event, GuardEvent, LeaseName, Machine, Moment, Outcome, Reply, Report, Request, Token};
 use crate::signals::{self, Heard, Signals};
 use crate::store::{Store, StoreError};
+use crate::told::{Teller, Trouble};
 use crate::{logging, report};
 
 type InFlight<'a> = Pin<Box<dyn Future<Output = (Request, Reply)> + 'a>>;
@@ -33,6 +34,8 @@ pub struct Supervisor<'a, S: Store> {
     /// The SIGCONT that ended our stop is still to be heard. The shell sent it to the whole group: passed on late, it would
     /// undo the next Ctrl-Z of the command before the guard has seen it.
     resumed: bool,
+    /// For those who only look.
+    teller: Option<Teller>,
 }
 
 impl<'a, S: Store> Supervisor<'a, S> {
@@ -44,6 +47,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
         signals: Signals,
         machine: Machine,
         stop_signal: i32,
+        teller: Option<Teller>,
     ) -> io::Result<Supervisor<'a, S>> {
         let (sleeper, steps) = (Sleeper::new()?, StepWatch::new()?);
         Ok(Supervisor {
@@ -59,6 +63,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
             kill_again_at: None,
             suspend: false,
             resumed: false,
+            teller,
         })
     }
 
@@ -67,6 +72,9 @@ impl<'a, S: Store> Supervisor<'a, S> {
         let mut watch: Option<Watch<'a>> = None;
         loop {
             while let Some(action) = self.machine.poll_action() {
+                if let (Some(teller), Some(_), Action::Read(_) | Action::Swap { .. }) = (&mut self.teller, &request, &action) {
+                    teller.trouble(Trouble::Timeout); // the machine waits no longer for the one in flight
+                }
                 match action {
                     Action::Read(number) => {
                         watch = None;
@@ -91,7 +99,10 @@ impl<'a, S: Store> Supervisor<'a, S> {
                     Action::KillGuard => self.guard.kill(),
                     Action::Unlock => self.store.unlock(),
                     Action::Report(report) => self.tell(&report),
-                    Action::Exit(outcome) => return outcome,
+                    Action::Exit(outcome) => {
+                        self.show(None);
+                        return outcome;
+                    }
                 }
             }
             if self.suspend && request.is_none() {
@@ -100,6 +111,7 @@ impl<'a, S: Store> Supervisor<'a, S> {
                 continue;
             }
             let deadline = self.kill_again_at.into_iter().chain(self.machine.deadline()).min();
+            self.show(deadline);
             let event = tokio::select! {
                 biased; // a flood of signals or of replies must not put off a deadline
                 () = self.sleeper.sleep_until(deadline) => self.on_time(),
@@ -119,7 +131,16 @@ impl<'a, S: Store> Supervisor<'a, S> {
         }
     }
 
+    fn show(&mut self, due_at: Option<Moment>) {
+        if let Some(teller) = &mut self.teller {
+            teller.tell(clock::now(), clock::wall_ms(), self.machine.view(), due_at);
+        }
+    }
+
     fn tell(&mut self, report: &Report) {
+        if let Some(teller) = &mut self.teller {
+            teller.on_report(report);
+        }
         if let Report::Acquired { token, .. } = report {
             self.token = Some(*token);
         }
@@ -205,6 +226,9 @@ impl<'a, S: Store> Supervisor<'a, S> {
         }
         if let Some(warning) = self.store.warning() {
             report::warn(self.name, warning);
+        }
+        if let Some(teller) = &mut self.teller {
+            teller.on_reply(&reply);
         }
         Event::Reply { request, reply }
     }

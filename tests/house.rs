@@ -111,7 +111,7 @@ fn room(path: &str) -> &str {
     path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
 }
 
-/// `main → app → {config → cli, status} → supervisor → {store, guard, clock} → lease → exit`: what each may see.
+/// `main → app → {config → cli, status, http} → supervisor → {store, guard, clock, told} → lease → exit`: what each may see.
 fn may_see(room: &str) -> &'static [&'static str] {
     match room {
         "exit" | "text" => &[],
@@ -124,9 +124,27 @@ fn may_see(room: &str) -> &'static [&'static str] {
         "config" => &["cli", "error", "exit", "lease", "store", "text"],
         "logging" => &["config", "text"],
         "report" => &["exit", "lease"],
+        "told" => &["lease"],
+        "http" => &["clock", "error", "lease", "report", "text", "told"],
         "status" => &["clock", "config", "error", "exit", "lease", "report", "store", "text"],
-        "supervisor" => &["clock", "guard", "lease", "logging", "report", "signals", "store"],
-        "app" => &["clock", "config", "error", "exit", "guard", "lease", "logging", "report", "signals", "status", "store", "supervisor"],
+        "supervisor" => &["clock", "guard", "lease", "logging", "report", "signals", "store", "told"],
+        "app" => &[
+            "clock",
+            "config",
+            "error",
+            "exit",
+            "guard",
+            "http",
+            "lease",
+            "logging",
+            "report",
+            "signals",
+            "status",
+            "store",
+            "supervisor",
+            "text",
+            "told",
+        ],
         "main" => &["app", "cli", "clock", "config", "error", "exit", "logging", "signals"],
         "lib" => &[],
         room => panic!("src/{room}: a new room; say here what it may see"),

@@ -74,6 +74,19 @@ fn assert_round_trip<T: Serialize + DeserializeOwned>(document: &Value) {
     assert_eq!(&serde_json::to_value(typed).expect("it was read"), document, "{KUBERNETES}: right as left, or a field is unknown");
 }
 
+#[test]
+fn the_kubernetes_probes_ask_the_port_on_which_lockrun_answers_and_let_a_pod_that_waits_be_ready() {
+    let pod = manifest().1.spec.template.spec.expect("a pod spec");
+    let [container] = &pod.containers[..] else { panic!("one container") };
+    let [port] = &container.ports.as_ref().expect("ports")[..] else { panic!("one port") };
+    assert_eq!(command_lines(KUBERNETES)[0].option(&["--http"]), Some(&*format!(":{}", port.container_port)));
+    for (probe, path) in [(&container.liveness_probe, "/livez"), (&container.readiness_probe, "/readyz")] {
+        let asked = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).expect("a probe");
+        let name = port.name.clone().map(k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::String);
+        assert_eq!((asked.path.as_deref(), Some(&asked.port)), (Some(path), name.as_ref()));
+    }
+}
+
 // How long a stop takes
 
 #[test]
@@ -253,10 +266,21 @@ impl CommandLine {
     fn assert_accepted(&self, file: &str) {
         let dir = temp_dir();
         let db = dir.path().join("x.db").display().to_string();
-        let written = self.db().unwrap_or_else(|| panic!("{file}: {self:?}: no database"));
-        // %i is systemd's.
-        let mine = |word: &String| if word == written { db.clone() } else { word.replace("%i", "instance") };
         let (own, command) = self.parts();
+        if own.first().is_some_and(|word| word == "health") {
+            // Whoever has that port on this machine, if anybody does.
+            let asked = run(lockrun().envs(self.env.clone()).env("LOCKRUN_HTTP", "127.0.0.1:1").args(own));
+            assert!(asked.status.code().is_some_and(|code| [0, 1, 69].contains(&code)), "{file}: {self:?}: {}", text(&asked));
+            return;
+        }
+        let written = self.db().unwrap_or_else(|| panic!("{file}: {self:?}: no database"));
+        let http = self.option(&["--http"]);
+        // %i is systemd's.
+        let mine = |word: &String| match word {
+            word if word == written => db.clone(),
+            word if Some(word.as_str()) == http => "127.0.0.1:0".to_string(),
+            word => word.replace("%i", "instance"),
+        };
         let mut real = lockrun();
         real.envs(self.env.iter().map(|(key, value)| (key, mine(value)))).args(own.iter().map(mine));
         let accepted: &[i32] = match command {
@@ -300,7 +324,10 @@ fn words_of(language: &str, content: &str) -> Vec<Vec<String>> {
         // Five fields of time, then the user.
         "crontab" => lines.map(split).filter(|words| words.len() > 6).map(|words| words[6..].to_vec()).collect(),
         "ini" => lines.filter_map(|line| line.strip_prefix("ExecStart=")).map(split).collect(),
-        "dockerfile" => lines.filter_map(|line| line.strip_prefix("CMD ").or(line.strip_prefix("ENTRYPOINT "))).map(list).collect(),
+        "dockerfile" => {
+            let instructions = ["CMD ", "ENTRYPOINT ", "HEALTHCHECK CMD "];
+            lines.filter_map(|line| instructions.iter().find_map(|start| line.strip_prefix(start))).map(list).collect()
+        }
         "yaml" => {
             let mut found = Vec::new();
             yaml(content).iter().for_each(|document| exec_forms(document, &mut found));
@@ -351,7 +378,7 @@ fn the_readme_has_every_option_of_the_help_and_no_other() {
 
 #[test]
 fn every_option_that_the_readme_names_anywhere_exists() {
-    let known: BTreeSet<_> = [&[][..], &["status"], &["check"]].into_iter().flat_map(|of| long_options(&help(of))).collect();
+    let known: BTreeSet<_> = [&[][..], &["status"], &["check"], &["health"]].into_iter().flat_map(|of| long_options(&help(of))).collect();
     // Prose only: blocks are executed by another test, or belong to other tools.
     let prose: String = read(README).split("```").step_by(2).collect();
     let foreign = ["--without"]; // of tests/run

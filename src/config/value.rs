@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -196,6 +197,32 @@ pub fn log_level(text: &str) -> Result<Level, String> {
     }
 }
 
+/// Where `--http` listens. An unnamed host is every address of this machine.
+pub fn http_address(text: &str) -> Result<SocketAddr, String> {
+    if !cfg!(feature = "http") {
+        return Err("this lockrun is built without http; leave it out".to_string());
+    }
+    address(text)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let every = text.strip_prefix(':').filter(|port| !port.contains(':')).map(|port| format!("[::]:{port}"));
+    let wrong = |_| "an address and a port, such as 127.0.0.1:8080, [::1]:8080, or :8080 for every address".to_string();
+    every.as_deref().unwrap_or(text).parse().map_err(wrong)
+}
+
+/// What `health` asks: an address, and a path behind it if it is not the usual one.
+pub fn health_address(text: &str) -> Result<(SocketAddr, &'static str), String> {
+    const PATHS: [&str; 3] = ["/readyz", "/livez", "/leader"];
+    let (text, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let path = if path.is_empty() { Some(PATHS[0]) } else { PATHS.into_iter().find(|known| *known == path) };
+    let at = address(text)?;
+    if at.port() == 0 {
+        return Err("no port; the lockrun that listens tells it in its log".to_string());
+    }
+    path.map(|path| (at, path)).ok_or_else(|| "behind the address may stand /readyz, /livez or /leader".to_string())
+}
+
 /// A name with or without SIG, or a number.
 pub fn signal(text: &str) -> Result<i32, String> {
     let wrong = || "not a signal; write TERM, INT, QUIT, USR1, …".to_string();
@@ -279,6 +306,28 @@ mod tests {
         assert_eq!(signal("RTMIN+3"), Ok(libc::SIGRTMIN() + 3));
         for bad in ["KILL", "STOP", "0", "65", "", "FOO", "RTMIN+99"] {
             assert!(signal(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_http_address_has_a_port_and_an_unnamed_host_is_every_one() {
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+            ("[::]:8080", "[::]:8080"),
+            ("[fe80::1]:80", "[fe80::1]:80"),
+            (":8080", "[::]:8080"),
+        ] {
+            assert_eq!(http_address(text).map(|at| at.to_string()), Ok(address.to_string()));
+        }
+        for text in ["8080", "localhost:8080", ":", "::8080", ":65536", "127.0.0.1", "http://127.0.0.1:80", "127.0.0.1:80/livez"] {
+            assert!(http_address(text).is_err(), "{text}");
+        }
+        let asked = |text| health_address(text).map(|(at, path)| format!("{at}{path}"));
+        assert_eq!(asked(":80").as_deref(), Ok("[::]:80/readyz"));
+        assert_eq!(asked("127.0.0.1:80/livez").as_deref(), Ok("127.0.0.1:80/livez"));
+        for text in ["127.0.0.1:0", "127.0.0.1:80/", "127.0.0.1:80/livez/", "127.0.0.1:80/metrics", "/livez", "http://h:80"] {
+            assert!(health_address(text).is_err(), "{text}");
         }
     }
 

@@ -8,6 +8,7 @@ use super::machine::{Next, OnLost, Settings};
 use super::record::{Finding, KernelLock, Record, Snapshot, Swap, Version};
 use super::time::{Moment, Now};
 use super::timing::{RELEASE_TIME, Timing};
+use super::view::{Lease, State, View};
 use crate::exit::Ended;
 
 /// A guard that has not answered to SPAWN by then (or by a quarter of the TTL) is stopped.
@@ -110,6 +111,18 @@ impl Holding {
     pub fn begin(&mut self, now: Now, timing: &Timing) {
         self.next_at = timing.renew_at(self.confirmed_at);
         self.spawn_by = now.at + (timing.ttl / 4).min(SPAWN_TIME);
+    }
+
+    pub fn view(&self, timing: &Timing) -> View {
+        let state = match self.tree {
+            Tree::Empty => State::Releasing,
+            Tree::Alive { .. } if self.kill_by.is_some() || self.killed_at.is_some() => State::Stopping,
+            Tree::Alive { spawned: false } => State::Starting,
+            Tree::Alive { spawned: true } => State::Holding,
+        };
+        let lease = (self.claim == Claim::Ours).then(|| Lease::new(&self.record, self.confirmed_at, timing));
+        let dead_by = (self.tree != Tree::Empty).then(|| timing.dead_by(self.confirmed_at));
+        View { state, lease, dead_by, error: self.error.clone(), answered: true, waits_for: None }
     }
 
     pub fn renew_now(&mut self, now: Now) {

@@ -8,6 +8,7 @@ use super::holding::Holding;
 use super::record::{Holder, HolderId};
 use super::time::{Moment, Now};
 use super::timing::Timing;
+use super::view::{State, View};
 use super::waiting::{Grant, NO_ANSWER, Waiting};
 
 /// How long to wait for a lease that is held, or for a store that does not answer.
@@ -93,6 +94,14 @@ impl Machine {
 
     pub fn tenure(&self) -> Tenure {
         self.tenure
+    }
+
+    pub fn view(&self) -> View {
+        match &self.phase {
+            Phase::Waiting(waiting) => waiting.view(),
+            Phase::Holding(holding) => holding.view(&self.settings.timing),
+            Phase::Over => View { state: State::Over, lease: None, dead_by: None, error: None, answered: false, waits_for: None },
+        }
     }
 
     pub fn handle(&mut self, now: Now, event: Event) {

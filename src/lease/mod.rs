@@ -6,7 +6,7 @@
 //! - [`timing`]: `renew_at < term_at ≤ kill_at < dead_by < asked_at + ttl`; settings that cannot hold are refused.
 //! - [`claim`]: the waiter's judgement on one snapshot.
 //! - [`machine`], with `waiting` (judge, claim) and `holding` (renew, end, release).
-//! - [`event`]: what goes in and out. [`record`]: what a store keeps.
+//! - [`event`]: what goes in and out. [`record`]: what a store keeps. [`view`]: what can be seen from outside.
 
 pub mod claim;
 pub mod event;
@@ -15,6 +15,7 @@ pub mod machine;
 pub mod record;
 pub mod time;
 pub mod timing;
+pub mod view;
 mod waiting;
 
 pub use event::{Action, Event, GuardEvent, Killed, Lost, Outcome, Reply, Report, Request, Scope, SpawnError, Tenure};
@@ -22,6 +23,7 @@ pub use machine::{Machine, OnLost, Settings, Wait};
 pub use record::{Evidence, Finding, Holder, HolderId, KernelLock, LeaseName, Record, Snapshot, Swap, Token, Version, WriteId};
 pub use time::{Moment, Now};
 pub use timing::{Asked, Clocks, RELEASE_TIME, Seconds, Timing, TimingError};
+pub use view::{Lease, State, View};
 
 #[cfg(test)]
 mod tests;

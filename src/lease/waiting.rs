@@ -8,6 +8,7 @@ use super::event::{Action, InFlight, Outbox, Outcome, Reply, Report, Tenure};
 use super::machine::{Next, Settings, Wait};
 use super::record::{Evidence, Finding, Holder, HolderId, KernelLock, Record, Snapshot, Swap, Token, Version, WriteId};
 use super::time::{Moment, Now};
+use super::view::{State, View};
 
 /// `-n` does not wait for a holder, but a store that is busy for a moment is not "unreachable".
 const REACHABLE_WITHIN: Duration = Duration::from_millis(2500);
@@ -74,6 +75,11 @@ impl Waiting {
             say_at: None,
             say_step: 0,
         }
+    }
+
+    pub fn view(&self) -> View {
+        let (error, waits_for) = (self.error.clone(), self.held_by.clone());
+        View { state: State::Waiting, lease: None, dead_by: None, error, answered: self.sighting.is_some(), waits_for }
     }
 
     pub fn deadline(&self, idle: bool) -> Option<Moment> {

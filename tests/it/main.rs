@@ -6,6 +6,8 @@ mod common;
 mod durable;
 mod exit_codes;
 mod faults;
+#[cfg(feature = "http")]
+mod http;
 mod interop;
 mod many;
 mod origin;

@@ -47,12 +47,14 @@ fn value() -> impl Strategy<Value = OsString> {
         "pause",
         "kubernetes:x",
         "postgres://h/d",
+        "127.0.0.1:8080",
+        ":0",
         "",
     ];
     prop_oneof![4 => select(good.to_vec()).prop_map(OsString::from), 1 => os_string()]
 }
 
-const WITH_VALUE: [&str; 16] = [
+const WITH_VALUE: [&str; 18] = [
     "--db",
     "--name",
     "--ttl",
@@ -69,6 +71,8 @@ const WITH_VALUE: [&str; 16] = [
     "--kill-after",
     "--log-format",
     "--token",
+    "--http",
+    "--addr",
 ];
 const ALONE: [&str; 11] = ["--allow-fs", "-n", "--nonblock", "-q", "-v", "-qq", "-vvv", "-nqw5", "--json", "--instance", "-k"];
 
@@ -78,7 +82,7 @@ fn words() -> impl Strategy<Value = Vec<OsString>> {
         2 => (select(&WITH_VALUE[..]), value()).prop_map(|(option, value)| vec![OsString::from_vec([option.as_bytes(), b"=", value.as_bytes()].concat())]),
         3 => select(&ALONE[..]).prop_map(|option| vec![option.into()]),
         1 => value().prop_map(|value| vec![value]),
-        1 => select(vec!["status", "check", "--help", "--version", "-h", "-c", "--bogus"]).prop_map(|word| vec![word.into()]),
+        1 => select(vec!["status", "check", "health", "--help", "--version", "-h", "-c", "--bogus"]).prop_map(|word| vec![word.into()]),
     ];
     vec(word, 0..6).prop_map(|words| words.concat())
 }
@@ -94,6 +98,7 @@ fn environment() -> impl Strategy<Value = Vec<(OsString, OsString)>> {
         "LOCKRUN_WAIT",
         "LOCKRUN_ON_LOST",
         "LOCKRUN_INSTANCE",
+        "LOCKRUN_HTTP",
         "LOCKRUN_LOG",
         "LOCKRUN_LOG_FORMAT",
         "LOCKRUN_TOKEN",
@@ -136,7 +141,7 @@ fn any_command_line_is_parsed_or_refused_in_one_line() {
                 assert_eq!(run.command, command);
                 assert!(!run.target.lease().as_str().is_empty());
             }
-            Ok(Some(Config::Status { .. } | Config::Check { .. }) | None) => {}
+            Ok(Some(Config::Status { .. } | Config::Check { .. } | Config::Health { .. }) | None) => {}
         }
     });
 }

@@ -65,8 +65,20 @@ fn places() -> impl Strategy<Value = (Vec<&'static str>, &'static str)> {
         vec!["check", "--db", "x.db", "--token", "URL"],
         vec!["check", "--db", "URL"],
         vec!["pause", "--db", "URL"],
+        vec!["--db", "x.db", "--http", "URL", "--", "true"],
+        vec!["health", "--addr", "URL"],
     ];
-    let variables = select(vec!["", "", "LOCKRUN_DB", "LOCKRUN_DB_FILE", "LOCKRUN_NAME", "LOCKRUN_TTL", "LOCKRUN_LOG", "LOCKRUN_INSTANCE"]);
+    let variables = select(vec![
+        "",
+        "",
+        "LOCKRUN_DB",
+        "LOCKRUN_DB_FILE",
+        "LOCKRUN_NAME",
+        "LOCKRUN_TTL",
+        "LOCKRUN_LOG",
+        "LOCKRUN_INSTANCE",
+        "LOCKRUN_HTTP",
+    ]);
     let plain = vec!["--", "true"];
     prop_oneof![(select(arguments), Just("")), (Just(plain), variables.prop_filter("one", |variable| !variable.is_empty()))]
 }
