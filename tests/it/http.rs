@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::gate::Gate;
 use crate::common::report::{parse, wait_until_it_waits};
 use crate::common::tables::{Table, lock_exclusively};
-use crate::common::{PATIENCE, Running, Scene, alive, lockrun_binary, signal, state, wait_until};
+use crate::common::{PATIENCE, Running, Scene, alive, lockrun_binary, state, wait_until};
 
 const ANYWHERE: &str = "127.0.0.1:0";
 
@@ -204,6 +204,33 @@ fn a_front_that_was_stopped_past_its_deadline_never_says_that_it_leads() {
     scene.assert_exclusion();
 }
 
+/// A process whose main thread does nothing, while it is held: no signal wakes it, and its other threads go on. The thread
+/// that made it must let it go.
+struct Hung(i32);
+
+impl Hung {
+    fn new(pid: i32) -> Hung {
+        trace(libc::PTRACE_SEIZE, pid);
+        trace(libc::PTRACE_INTERRUPT, pid);
+        let mut stopped = 0;
+        // SAFETY: the status outlives the call, which takes what tracing tells and nothing else.
+        assert_eq!(unsafe { libc::waitpid(pid, &mut stopped, libc::__WALL) }, pid);
+        Hung(pid)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        trace(libc::PTRACE_DETACH, self.0);
+    }
+}
+
+fn trace(request: libc::c_uint, pid: i32) {
+    // SAFETY: none of these requests takes an address.
+    let done = unsafe { libc::ptrace(request, pid, 0, 0) };
+    assert_eq!(done, 0, "{}; the tests run as root", std::io::Error::last_os_error());
+}
+
 /// Its one thread of many that does the work: the others go on, and could tell anything.
 #[test]
 fn a_front_that_hangs_is_not_live() {
@@ -213,20 +240,11 @@ fn a_front_that_hangs_is_not_live() {
     wait_for(at, "/leader", 200);
     let b = start(&scene, &[], "exec sleep 1000");
     wait_until_it_waits(&b);
-    let trace = |request, what: &str| {
-        // SAFETY: neither request takes an address.
-        let done = unsafe { libc::ptrace(request, a.pid(), 0, 0) };
-        assert_eq!(done, 0, "{what}: {}; the tests run as root", std::io::Error::last_os_error());
-    };
-    trace(libc::PTRACE_SEIZE, "seize");
-    trace(libc::PTRACE_INTERRUPT, "interrupt");
-    let mut stopped = 0;
-    // SAFETY: the status outlives the call. Of this one thread, which this one traces.
-    assert_eq!(unsafe { libc::waitpid(a.pid(), &mut stopped, libc::__WALL) }, a.pid());
+    let hung = Hung::new(a.pid());
     wait_for(at, "/livez", 503);
     assert_eq!(verdicts(at), [503, 503, 503], "{}", get(at, "/livez").body);
     wait_for(address(&b), "/leader", 200);
-    trace(libc::PTRACE_DETACH, "detach");
+    drop(hung);
     assert_eq!(a.finish().code(), 76);
     scene.assert_exclusion();
 }
@@ -456,14 +474,14 @@ fn neither_guard_nor_command_has_the_socket_and_it_is_gone_with_the_front() {
     assert!(!scene.path("ran").exists());
 
     // A guard that cannot go on to kill, and a front that is dead.
-    signal(guard, Signal::SIGSTOP);
-    wait_until("a stopped guard", || state(guard) == Some('T'));
+    let hung = Hung::new(guard);
     holder.signal(Signal::SIGKILL);
     assert_eq!(holder.finish().code(), 137);
     assert!(alive(guard) && alive(command));
     let third = scene.run(&mut scene.lockrun(["--name", "other", "--http", &at.to_string(), "--", "touch", "ran"]));
     assert_eq!(third.code(), 0, "the port is free: {}", third.stderr);
-    signal(guard, Signal::SIGCONT);
+    assert!(alive(guard) && alive(command));
+    drop(hung);
     // And free again when one has ended.
     TcpListener::bind(at).expect("free");
 }
