@@ -5,3 +5,6 @@
 mod common;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+
+mod etcd;
+mod etcd_cluster;
