@@ -31,6 +31,8 @@ pub struct Connection {
     endpoint: usize,
     grpc: Grpc<Channel>,
     limit: Duration,
+    /// It has said something that only an etcd says.
+    answered: bool,
 }
 
 /// An answer, and whether the request was sent more than once on the way to it.
@@ -45,7 +47,7 @@ impl Connection {
         let (endpoint, channel) = dial(address, limit).await?;
         // An answer may be large; the server's own limit on what is written is what bounds it.
         let grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Connection { address: address.clone(), endpoint, grpc, limit })
+        Ok(Connection { address: address.clone(), endpoint, grpc, limit, answered: false })
     }
 
     pub fn address(&self) -> &Address {
@@ -70,6 +72,7 @@ impl Connection {
             let trouble = match tokio::time::timeout(self.share(repeated), self.ask(path, request.clone())).await {
                 Ok(Ok(message)) => {
                     self.address.start_with(self.endpoint);
+                    self.answered = true;
                     return Ok(Answer { message, repeated });
                 }
                 Ok(Err(trouble)) => trouble,
@@ -146,8 +149,19 @@ impl Connection {
 
     /// Which of the endpoints said so, if there are several.
     fn named(&self, error: StoreError) -> StoreError {
+        let error = match error {
+            // An etcd with TLS hangs up on whoever speaks to it without.
+            StoreError::Unknown(why) if !self.answered && self.address.tls.is_none() && is_hanging_up(&why) => {
+                StoreError::Unknown(format!("{why}; if it wants TLS, write etcds://"))
+            }
+            error => error,
+        };
         name(&self.address, self.endpoint, error)
     }
+}
+
+fn is_hanging_up(why: &str) -> bool {
+    ["closed", "reset", "broken pipe"].iter().any(|words| why.to_lowercase().contains(words))
 }
 
 fn name(address: &Address, endpoint: usize, error: StoreError) -> StoreError {

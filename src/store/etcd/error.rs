@@ -92,8 +92,5 @@ fn of_chain(error: &(dyn Error + 'static)) -> StoreError {
     if text.contains("tls handshake eof") {
         return StoreError::Unknown(format!("{text}; if it has no TLS, write etcd://"));
     }
-    if text == "connection closed" {
-        return StoreError::Unknown(format!("{text} without an answer; if it wants TLS, write etcds://"));
-    }
     StoreError::Unknown(text)
 }
