@@ -1,6 +1,12 @@
 //! One contract for every store, and beside it what only SQLite has. Must never know how a store does it: what the machine
 //! relies on is here, the rest is not.
 
+#[path = "fixture/mod.rs"]
+mod fixture;
+#[cfg(feature = "etcd")]
+#[path = "contract/etcd.rs"]
+mod only_etcd;
+
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::task::Poll;
@@ -18,14 +24,8 @@ use lockrun::store::{Store, StoreError};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-#[cfg(feature = "etcd")]
-#[path = "contract_servers/etcd.rs"]
-mod etcd_alone;
-#[cfg(feature = "etcd")]
-mod fixture;
-
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
 fn name() -> LeaseName {
@@ -186,9 +186,10 @@ macro_rules! contract {
         }
         #[cfg(feature = "etcd")]
         mod etcd {
+            use super::fixture::{Server, etcd::Etcd};
             $(#[test] fn $test() {
-                let server: super::fixture::etcd::Etcd = super::fixture::Server::start();
-                super::block_on(super::$test(super::etcd_alone::store(&super::fixture::Server::url(&server))))
+                let server = Etcd::start();
+                super::block_on(super::$test(super::only_etcd::store(&server.url())))
             })+
         }
     };

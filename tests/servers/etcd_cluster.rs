@@ -195,3 +195,25 @@ fn check_says_when_one_endpoint_of_several_members_is_all_that_is_named() {
     assert_eq!(check.code(), 0, "{}", check.stderr);
     assert!(check.stdout.contains("one endpoint of 3 members") && check.stdout.contains("members 3"), "{}", check.stdout);
 }
+
+/// `lockrun` where `many` is 127.0.0.2 and 127.0.0.1, in this order, in a mount namespace that ends with it.
+#[test]
+fn of_one_name_with_several_addresses_one_that_never_answers_is_passed_over() {
+    let (scene, server) = (Scene::new(), <crate::fixture::etcd::Etcd as crate::fixture::Server>::start());
+    let port = crate::fixture::Server::port(&server);
+    // It accepts, as a member does that hangs, and says nothing.
+    let _silent = TcpListener::bind(("127.0.0.2", port)).expect("the other address");
+    std::fs::write(scene.path("hosts"), "127.0.0.2 many\n127.0.0.1 many\n").expect("a file");
+    let mut command = scene.command("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "sh", "-c", "mount --bind hosts /etc/hosts && exec \"$@\"", "sh", crate::common::lockrun_binary()]);
+    command.args(["--db", &format!("etcd://many:{port}"), "--name", "beat", "--", "sh", "-c", &scene.witness(UNTIL_TOLD)]);
+    let holder = scene.start(&mut command);
+    scene.wait_for_starts(1);
+    std::fs::write(scene.path("end"), "").expect("a file");
+    let finished = holder.finish();
+    assert_eq!(finished.code(), 0, "{}", finished.stderr);
+    assert!(!finished.stderr.contains("unreachable"), "no request was lost: {}", finished.stderr);
+}
