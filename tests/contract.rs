@@ -3,6 +3,9 @@
 
 #[path = "fixture/mod.rs"]
 mod fixture;
+#[cfg(feature = "etcd")]
+#[path = "contract/etcd.rs"]
+mod of_etcd;
 #[cfg(feature = "redis")]
 #[path = "contract/redis.rs"]
 mod of_redis;
@@ -23,10 +26,6 @@ use lockrun::store::sqlite::{Open, Settings, SqliteStore};
 use lockrun::store::{Store, StoreError};
 use rusqlite::Connection;
 use tempfile::TempDir;
-
-#[cfg(feature = "etcd")]
-#[path = "contract_servers/etcd.rs"]
-mod etcd_alone;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
@@ -197,9 +196,10 @@ macro_rules! contract {
         }
         #[cfg(feature = "etcd")]
         mod etcd {
+            use super::fixture::{Server, etcd::Etcd};
             $(#[test] fn $test() {
-                let server: super::fixture::etcd::Etcd = super::fixture::Server::start();
-                super::block_on(super::$test(super::etcd_alone::store(&super::fixture::Server::url(&server))))
+                let server = Etcd::start();
+                super::block_on(super::$test(super::of_etcd::store(&server.url())))
             })+
         }
     };

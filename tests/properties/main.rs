@@ -6,6 +6,8 @@
 
 mod command_line;
 mod damaged;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod records;
 mod secrets;
 mod shown;

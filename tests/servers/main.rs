@@ -37,3 +37,5 @@ on_every_server!(
     renewals_whose_answers_are_lost_are_recognised_or_sent_again,
     a_machine_that_is_cut_off_ends_its_command_before_another_machine_starts_it,
 );
+mod etcd;
+mod etcd_cluster;

@@ -4,8 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::server::Variable;
 
@@ -42,8 +41,22 @@ pub struct Tls {
 
 #[derive(Default)]
 struct Learnt {
-    start: AtomicUsize,
+    start: Mutex<Place>,
     login: Mutex<Login>,
+}
+
+/// One of the endpoints, and one of the addresses that its name has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub endpoint: usize,
+    pub address: usize,
+}
+
+impl Place {
+    /// What to try when this one does not answer.
+    pub fn next(self) -> Place {
+        Place { endpoint: self.endpoint + 1, address: self.address + 1 }
+    }
 }
 
 /// What the server made of the user.
@@ -82,29 +95,34 @@ impl Address {
         Ok(Address { endpoints, user, tls, learnt: Arc::default() })
     }
 
-    /// Every endpoint, the one first that is likeliest to answer.
-    pub fn in_order(&self) -> impl Iterator<Item = usize> {
-        let (start, count) = (self.learnt.start.load(Ordering::Relaxed), self.endpoints.len());
-        (0..count).map(move |step| (start + step) % count)
+    /// Every endpoint, the one first that is likeliest to answer, and each with the address of it to begin with.
+    pub fn in_order(&self) -> impl ExactSizeIterator<Item = Place> {
+        let (start, count) = (*locked(&self.learnt.start), self.endpoints.len());
+        (0..count).map(move |step| Place { endpoint: (start.endpoint + step) % count, address: start.address })
     }
 
     /// One endpoint of it, which learns for itself; but nobody need log in twice.
     pub fn only(&self, endpoint: usize) -> Address {
-        let learnt = Learnt { start: AtomicUsize::new(0), login: Mutex::new(self.login()) };
+        let learnt = Learnt { start: Mutex::default(), login: Mutex::new(self.login()) };
         Address { endpoints: vec![self.endpoints[endpoint].clone()], learnt: Arc::new(learnt), ..self.clone() }
     }
 
-    pub fn start_with(&self, endpoint: usize) {
-        self.learnt.start.store(endpoint % self.endpoints.len(), Ordering::Relaxed);
+    pub fn start_with(&self, place: Place) {
+        *locked(&self.learnt.start) = place;
     }
 
     pub fn login(&self) -> Login {
-        self.learnt.login.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.learnt.login).clone()
     }
 
     pub fn set_login(&self, login: Login) {
-        *self.learnt.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
+        *locked(&self.learnt.login) = login;
     }
+}
+
+/// Nothing is done under these locks that can panic.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn endpoint(text: &str) -> Result<HostPort, String> {

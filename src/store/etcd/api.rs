@@ -17,8 +17,6 @@ pub const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ResponseHeader {
-    #[prost(uint64, tag = "2")]
-    pub member_id: u64,
     #[prost(int64, tag = "3")]
     pub revision: i64,
 }
@@ -44,10 +42,15 @@ pub struct RangeRequest {
     pub range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub limit: i64,
+    /// 0: the newest.
+    #[prost(int64, tag = "4")]
+    pub revision: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct RangeResponse {
+    #[prost(message, optional, tag = "1")]
+    pub header: Option<ResponseHeader>,
     #[prost(message, repeated, tag = "2")]
     pub kvs: Vec<KeyValue>,
     #[prost(bool, tag = "3")]
@@ -220,8 +223,6 @@ pub struct StatusRequest {}
 
 #[derive(Clone, PartialEq, Message)]
 pub struct StatusResponse {
-    #[prost(message, optional, tag = "1")]
-    pub header: Option<ResponseHeader>,
     #[prost(string, tag = "2")]
     pub version: String,
     #[prost(uint64, tag = "4")]
@@ -242,8 +243,6 @@ pub struct MemberListResponse {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Member {
-    #[prost(string, tag = "2")]
-    pub name: String,
     /// It has no vote.
     #[prost(bool, tag = "5")]
     pub is_learner: bool,

@@ -17,8 +17,12 @@ use super::{PREFIX, PREFIX_END, SIGHTINGS};
 use crate::lease::LeaseName;
 use crate::store::{Facts, StoreError};
 
+/// Revisions up to which an etcd may not have been compacted because it is new.
+const YOUNG: i64 = 5_000;
+
 pub async fn check(connection: &mut Connection) -> Result<Facts, StoreError> {
-    may_read_and_write(connection).await?;
+    let revision = may_read_and_write(connection).await?;
+    let kept_whole = is_kept_whole(connection).await;
     let status: Answer<StatusResponse> = connection.call(api::STATUS, StatusRequest {}).await?;
     let status = status.message;
     // Some versions tell this to root alone.
@@ -29,6 +33,7 @@ pub async fn check(connection: &mut Connection) -> Result<Facts, StoreError> {
     let address = connection.address();
 
     let mut warnings = Vec::new();
+    warnings.extend(history(revision, kept_whole));
     // Alarms: no space, or members that differ.
     warnings.extend(status.errors.iter().map(|error| format!("etcd itself reports: {error}")));
     let voting = members.as_ref().map(|list| list.members.iter().filter(|member| !member.is_learner).count());
@@ -85,11 +90,28 @@ fn share(connection: &Connection) -> Duration {
     connection.limit() / 4
 }
 
-/// Of all leases; without one of the two rights it says so.
-async fn may_read_and_write(connection: &mut Connection) -> Result<(), StoreError> {
-    let all = RangeRequest { key: PREFIX.into(), range_end: PREFIX_END.into(), limit: 1 };
-    connection.call::<_, RangeResponse>(api::RANGE, all).await?;
-    connection.call::<_, TxnResponse>(api::TXN, never(PREFIX)).await.map(drop)
+/// Of all leases; without one of the two rights it says so. The store's revision.
+async fn may_read_and_write(connection: &mut Connection) -> Result<i64, StoreError> {
+    let all = RangeRequest { key: PREFIX.into(), range_end: PREFIX_END.into(), limit: 1, ..RangeRequest::default() };
+    let all: Answer<RangeResponse> = connection.call(api::RANGE, all).await?;
+    connection.call::<_, TxnResponse>(api::TXN, never(PREFIX)).await?;
+    Ok(all.message.header.unwrap_or_default().revision)
+}
+
+/// Whether the first revision of all can still be asked about.
+async fn is_kept_whole(connection: &mut Connection) -> bool {
+    let first = RangeRequest { key: PREFIX.into(), revision: 1, ..RangeRequest::default() };
+    connection.call::<_, RangeResponse>(api::RANGE, first).await.is_ok()
+}
+
+/// Every renewal is a revision, and etcd compacts none of them by itself.
+fn history(revision: i64, kept_whole: bool) -> Option<String> {
+    (kept_whole && revision > YOUNG).then(|| {
+        format!(
+            "its history was never compacted ({revision} revisions): every renewal adds one, until its space is used up and no lease \
+             can be renewed; start etcd with --auto-compaction-retention=1"
+        )
+    })
 }
 
 /// `None`: it did not answer that.

@@ -16,7 +16,7 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::address::{Address, HostPort, Login, User};
+use super::address::{Address, HostPort, Login, Place, User};
 use super::api::{AUTHENTICATE, AuthenticateRequest, AuthenticateResponse};
 use super::error::{Next, Trouble, of_dial, of_status};
 use super::tls;
@@ -28,9 +28,13 @@ const PING_ANSWER: Duration = Duration::from_secs(5);
 
 pub struct Connection {
     address: Address,
-    endpoint: usize,
+    place: Place,
+    /// There is no other place to ask.
+    alone: bool,
     grpc: Grpc<Channel>,
     limit: Duration,
+    /// It has said something that only an etcd says.
+    answered: bool,
 }
 
 /// An answer, and whether the request was sent more than once on the way to it.
@@ -42,10 +46,10 @@ pub struct Answer<A> {
 impl Connection {
     /// To the endpoint that answered last, or to whichever of the others is there first.
     pub async fn open(address: &Address, limit: Duration) -> Result<Connection, StoreError> {
-        let (endpoint, channel) = dial(address, limit).await?;
+        let (channel, place, alone) = dial(address, limit).await?;
         // An answer may be large; the server's own limit on what is written is what bounds it.
         let grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Connection { address: address.clone(), endpoint, grpc, limit })
+        Ok(Connection { address: address.clone(), place, alone, grpc, limit, answered: false })
     }
 
     pub fn address(&self) -> &Address {
@@ -66,10 +70,11 @@ impl Connection {
         let (mut logged_in, mut repeated) = (false, false);
         loop {
             // Until it answers: whoever connects next, if this is given up, begins with another.
-            self.address.start_with(self.endpoint + 1);
+            self.address.start_with(self.place.next());
             let trouble = match tokio::time::timeout(self.share(repeated), self.ask(path, request.clone())).await {
                 Ok(Ok(message)) => {
-                    self.address.start_with(self.endpoint);
+                    self.address.start_with(self.place);
+                    self.answered = true;
                     return Ok(Answer { message, repeated });
                 }
                 Ok(Err(trouble)) => trouble,
@@ -80,7 +85,7 @@ impl Connection {
                     logged_in = true;
                     self.address.set_login(Login::NotYet);
                 }
-                Next::Elsewhere if !repeated && self.address.endpoints.len() > 1 => {
+                Next::Elsewhere if !repeated && !self.alone => {
                     repeated = true;
                     *self = Connection::open(&self.address, self.limit).await?;
                 }
@@ -89,9 +94,9 @@ impl Connection {
         }
     }
 
-    /// With several endpoints half of the time, so that there is some left for another; the caller has a limit of its own.
+    /// Half of the time, if there is another place to ask; the caller has a limit of its own.
     fn share(&self, repeated: bool) -> Duration {
-        if repeated || self.address.endpoints.len() == 1 { self.limit } else { self.limit / 2 }
+        if repeated || self.alone { self.limit } else { self.limit / 2 }
     }
 
     async fn ask<Q, A>(&mut self, path: &'static str, request: Q) -> Result<A, Trouble>
@@ -146,8 +151,19 @@ impl Connection {
 
     /// Which of the endpoints said so, if there are several.
     fn named(&self, error: StoreError) -> StoreError {
-        name(&self.address, self.endpoint, error)
+        let error = match error {
+            // An etcd with TLS hangs up on whoever speaks to it without.
+            StoreError::Unknown(why) if !self.answered && self.address.tls.is_none() && is_hanging_up(&why) => {
+                StoreError::Unknown(format!("{why}; if it wants TLS, write etcds://"))
+            }
+            error => error,
+        };
+        name(&self.address, self.place.endpoint, error)
     }
+}
+
+fn is_hanging_up(why: &str) -> bool {
+    ["closed", "reset", "broken pipe"].iter().any(|words| why.to_lowercase().contains(words))
 }
 
 fn name(address: &Address, endpoint: usize, error: StoreError) -> StoreError {
@@ -186,39 +202,44 @@ fn is_not_asked(status: &Status) -> bool {
 
 /// Begins with one endpoint and, when that has failed or let pass an eighth of the time, tries the next beside it: one that
 /// swallows packets costs that eighth, and a slow one is still waited for.
-async fn dial(address: &Address, limit: Duration) -> Result<(usize, Channel), StoreError> {
+async fn dial(address: &Address, limit: Duration) -> Result<(Channel, Place, bool), StoreError> {
     let tls = address.tls.as_ref().map(tls::read).transpose()?;
     let mut waiting = address.in_order();
     let mut dials = JoinSet::new();
     let mut errors = Vec::new();
     let mut next = waiting.next();
     loop {
-        if let Some(endpoint) = next.take() {
-            let (at, tls) = (address.endpoints[endpoint].clone(), tls.clone());
-            dials.spawn(async move { (endpoint, dial_one(&at, tls, limit).await) });
+        if let Some(place) = next.take() {
+            let (at, tls) = (address.endpoints[place.endpoint].clone(), tls.clone());
+            dials.spawn(async move { (place.endpoint, dial_one(&at, place, tls, limit).await) });
         }
         tokio::select! {
             done = dials.join_next() => match done {
-                Some(Ok((endpoint, Ok(channel)))) => return Ok((endpoint, channel)),
+                Some(Ok((_, Ok((channel, place, alone))))) => return Ok((channel, place, alone && address.endpoints.len() == 1)),
                 Some(Ok((endpoint, Err(error)))) => errors.push(name(address, endpoint, error)),
                 Some(Err(_)) => {} // nothing aborts them but the end of this
                 None => return Err(all_of(errors)),
             },
-            () = tokio::time::sleep(limit / 8), if waiting.size_hint().0 > 0 => {}
+            () = tokio::time::sleep(limit / 8), if waiting.len() > 0 => {}
         }
         next = waiting.next();
     }
 }
 
-/// Every address that the name has, one after the other, each with its share of the time.
-async fn dial_one(at: &HostPort, tls: Option<ClientTlsConfig>, limit: Duration) -> Result<Channel, StoreError> {
+/// Every address that the name has, one after the other, each with its share of the time; whether there is but one.
+async fn dial_one(
+    at: &HostPort,
+    place: Place,
+    tls: Option<ClientTlsConfig>,
+    limit: Duration,
+) -> Result<(Channel, Place, bool), StoreError> {
     let found = tokio::net::lookup_host((at.host.as_str(), at.port)).await;
     let found: Vec<SocketAddr> = found.map_err(|error| StoreError::Unknown(format!("its name cannot be looked up: {error}")))?.collect();
     let share = limit / u32::try_from(found.len() + 1).unwrap_or(u32::MAX);
     let mut last = StoreError::Unknown("its name has no address".to_string());
-    for socket in found {
-        match tokio::time::timeout(share, endpoint(at, socket, tls.clone())?.connect()).await {
-            Ok(Ok(channel)) => return Ok(channel),
+    for address in (0..found.len()).map(|step| (place.address + step) % found.len()) {
+        match tokio::time::timeout(share, endpoint(at, found[address], tls.clone())?.connect()).await {
+            Ok(Ok(channel)) => return Ok((channel, Place { address, ..place }, found.len() == 1)),
             Ok(Err(error)) => last = of_dial(&error).error,
             Err(_) => last = Trouble::silent().error,
         }

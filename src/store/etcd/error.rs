@@ -62,6 +62,8 @@ pub fn of_status(status: &Status) -> Trouble {
         Code::InvalidArgument if text.contains("request is too large") => {
             refused("the command's arguments are in the record: put them into a file, or raise etcd's --max-request-bytes")
         }
+        // Of history that is no longer kept.
+        Code::OutOfRange => unknown(Next::Stop),
         Code::Unimplemented => refused("it is no etcd with the v3 API; check host and port"),
         Code::ResourceExhausted if text.contains("database space exceeded") => Trouble::unknown(format!(
             "{text}: etcd takes no writes until it is compacted and defragmented and the alarm is off (etcdctl alarm disarm)"

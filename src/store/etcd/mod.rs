@@ -98,7 +98,7 @@ impl Client for Etcd {
         let mut found = Vec::new();
         let mut key = PREFIX.as_bytes().to_vec();
         loop {
-            let page = self.range(RangeRequest { key, range_end: PREFIX_END.into(), limit: PAGE }).await?;
+            let page = self.range(RangeRequest { key, range_end: PREFIX_END.into(), limit: PAGE, ..RangeRequest::default() }).await?;
             // The key just behind the last one.
             key = page.kvs.last().map(|kv| [kv.key.as_slice(), &[0]].concat()).unwrap_or_default();
             for kv in page.kvs {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use rustls::{AlertDescription, InvalidMessage, RootCertStore};
+use rustls::{InvalidMessage, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tonic::transport::{ClientTlsConfig, Identity};
@@ -52,22 +52,19 @@ pub fn refused(error: &tonic::transport::Error) -> StoreError {
 
 /// If it is about trust, or about a server of another kind, it will not heal by itself.
 pub fn why_refused(error: &(dyn Error + 'static)) -> Option<String> {
-    let error = error.downcast_ref::<rustls::Error>()?;
-    Some(match error {
+    let text = error.to_string();
+    // With TLS 1.3 the server judges our certificate after the handshake, and h2 keeps of what it then says the words alone.
+    let about_us = ["CertificateRequired", "BadCertificate", "CertificateUnknown", "CertificateExpired", "UnknownCA", "AccessDenied"];
+    if text.strip_prefix("received fatal alert: ").is_some_and(|alert| about_us.contains(&alert)) {
+        return Some(format!("{text}; the server wants another client certificate: check cert=FILE and key=FILE"));
+    }
+    match error.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(_) => {
-            format!("{error}; check the host's name, the server's certificate and the CA's (cacert=FILE)")
+            Some(format!("{text}; check the host's name, the server's certificate and the CA's (cacert=FILE)"))
         }
-        rustls::Error::AlertReceived(
-            AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateExpired
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied,
-        ) => format!("{error}; the server wants another client certificate: check cert=FILE and key=FILE"),
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            format!("{error}; the server speaks no TLS here: write etcd:// if that is meant")
+            Some(format!("{text}; the server speaks no TLS here: write etcd:// if that is meant"))
         }
-        _ => return None,
-    })
+        _ => None,
+    }
 }

@@ -5,6 +5,7 @@ use tonic::Streaming;
 
 use super::api::{Event, EventType, WATCH, WatchCreateRequest, WatchRequest, WatchResponse};
 use super::connection::Connection;
+use super::error::{Trouble, of_status};
 use super::{from_json, get, key, read_version};
 use crate::lease::{LeaseName, Version};
 use crate::store::StoreError;
@@ -21,10 +22,15 @@ impl Watch {
     /// nor a cluster that was rebuilt and counts anew can make it deaf.
     pub async fn open(connection: &mut Connection, name: &LeaseName) -> Result<Watch, StoreError> {
         let create = WatchRequest { create_request: Some(WatchCreateRequest { key: key(name) }) };
-        let stream = connection.stream(WATCH, create).await?;
-        let mut watch = Watch { name: name.clone(), stream, freed: 0 };
-        while !watch.next().await?.created {}
-        Ok(watch)
+        let limit = connection.limit();
+        let opened = async {
+            let stream = connection.stream(WATCH, create).await?;
+            let mut watch = Watch { name: name.clone(), stream, freed: 0 };
+            while !watch.next().await?.created {}
+            Ok(watch)
+        };
+        // Once it stands, pings tell of a member that hangs.
+        tokio::time::timeout(limit, opened).await.unwrap_or_else(|_| Err(Trouble::silent().error))
     }
 
     async fn next(&mut self) -> Result<WatchResponse, StoreError> {
@@ -34,7 +40,7 @@ impl Watch {
             }
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err(StoreError::Unknown("the watch has ended".to_string())),
-            Err(status) => Err(super::error::of_status(&status).error),
+            Err(status) => Err(of_status(&status).error),
         }
     }
 

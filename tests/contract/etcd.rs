@@ -236,15 +236,32 @@ fn a_list_of_many_leases_is_whole() {
 fn a_record_that_another_program_wrote_is_refused_and_never_free() {
     let server = Etcd::start();
     for strange in ["", "null", "{}", "not json", r#"{"write":"w"}"#, "\u{fffd}"] {
-        said(&mut server.etcdctl(&["put", "lockrun/nightly/backup", strange]));
+        said(&mut server.etcdctl(&["put", &format!("lockrun/{}", name()), strange]));
         block_on(async {
             let store = store(&server.url());
             let snapshot = store.read(&name(), clock::now()).await;
             assert!(matches!(&snapshot, Err(StoreError::Refused(_))), "{strange}: {snapshot:?}");
             let listed = store.list(clock::now()).await;
-            assert!(matches!(&listed, Err(StoreError::Refused(why)) if why.contains("nightly/backup")), "{strange}: {listed:?}");
+            assert!(matches!(&listed, Err(StoreError::Refused(why)) if why.contains(name().as_str())), "{strange}: {listed:?}");
             let swap = store.swap(&name(), &Version::Absent, &held("w", 1)).await;
             assert_eq!(swap, Ok(Swap::Conflict), "{strange}");
         });
     }
+}
+
+#[test]
+fn check_warns_of_a_history_that_was_never_compacted() {
+    let server = Etcd::start();
+    block_on(async {
+        let store = store(&server.url());
+        let warned = async || store.check().await.expect("it answers").warnings.iter().any(|why| why.contains("never compacted"));
+        assert!(!warned().await, "it is new");
+        let mut version = Version::Absent;
+        for beat in 0..5_001 {
+            version = put(&store, &name(), &version, &free(&beat.to_string(), 1)).await;
+        }
+        assert!(warned().await);
+        said(&mut server.etcdctl(&["compaction", "4000"]));
+        assert!(!warned().await);
+    });
 }
