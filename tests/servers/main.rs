@@ -5,3 +5,4 @@
 mod common;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+mod redis;

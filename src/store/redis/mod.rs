@@ -247,7 +247,7 @@ impl Client for Redis {
             Some((subscribed, watch)) if *subscribed == channel => {
                 let mut told = watch.on_message();
                 if told.next().await.is_none() {
-                    return unknown("the server closed the connection");
+                    return unknown(trouble::CLOSED);
                 }
                 // One look will do for all of them.
                 while let Some(Some(_)) = told.next().now_or_never() {}
