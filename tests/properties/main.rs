@@ -7,6 +7,8 @@
 mod command_line;
 mod damaged;
 mod records;
+#[cfg(feature = "redis")]
+mod redis;
 mod secrets;
 mod shown;
 mod timing;
