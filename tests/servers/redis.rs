@@ -115,6 +115,7 @@ fn a_user_with_the_rights_that_are_asked_for_can_do_all_of_it_and_each_missing_o
         let answer = admin(&[&["ACL", "SETUSER", "u", "reset", "on", ">hunter2"], rights].concat());
         assert!(answer.contains("OK"), "{answer}");
     };
+    assert!(include_str!("../../README.md").contains(RIGHTS));
     let all: Vec<&str> = RIGHTS.split(' ').collect();
     let url = format!("{}/1", url("u:hunter2@", &redis));
     set(&all);

@@ -97,7 +97,11 @@ async fn introduce(stream: &mut Box<dyn Stream>, address: &Address, to_hold: boo
     }
     // The first request of all: what is wrong with a server (it wants a certificate of ours, it is none of Redis) shows here.
     commands.cmd("INFO");
-    stream.write_all(&commands.get_packed_pipeline()).await.map_err(|error| trouble::of_connection(&error))?;
+    let sent = async {
+        stream.write_all(&commands.get_packed_pipeline()).await?;
+        stream.flush().await
+    };
+    sent.await.map_err(|error| trouble::of_connection(&error))?;
     let mut decoder = Default::default();
     let mut last = Value::Nil;
     for _ in 0..commands.len() {

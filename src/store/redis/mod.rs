@@ -40,6 +40,8 @@ pub struct Redis {
     /// Opened with the first request, or with the first wait: a connection that waits (in RESP 2) can ask nothing.
     requests: Option<Box<Requests>>,
     watch: Option<Box<(String, PubSub)>>,
+    /// It may not subscribe, and is not asked again and again: whoever waits looks by time.
+    deaf: bool,
 }
 
 struct Requests {
@@ -157,7 +159,7 @@ impl Client for Redis {
     type Address = Address;
 
     async fn connect(address: &Address, create: bool, limit: Duration) -> Result<Redis, StoreError> {
-        Ok(Redis { address: address.clone(), to_hold: create, limit, requests: None, watch: None })
+        Ok(Redis { address: address.clone(), to_hold: create, limit, requests: None, watch: None, deaf: false })
     }
 
     async fn get(&mut self, name: &LeaseName) -> Result<Option<Stored>, StoreError> {
@@ -252,8 +254,11 @@ impl Client for Redis {
                 // One look will do for all of them.
                 while let Some(Some(_)) = told.next().now_or_never() {}
             }
+            _ if self.deaf => std::future::pending().await,
             _ => match tokio::time::timeout(self.limit, self.subscribed(&channel)).await {
-                Ok(watch) => self.watch = Some(Box::new((channel, watch?))),
+                Ok(Ok(watch)) => self.watch = Some(Box::new((channel, watch))),
+                Ok(Err(StoreError::Refused(_))) => self.deaf = true,
+                Ok(Err(error)) => return Err(error),
                 Err(_) => return unknown(format!("no answer within {:?}", self.limit)),
             },
         }
