@@ -1,5 +1,10 @@
-//! What each operation of a store takes: `cargo bench --bench store`. SQLite beside the store in memory, which does nothing
-//! but keep the record: what is left is the price of the database.
+//! What each operation of a store takes: `cargo bench --bench store`. SQLite, and a Redis on this machine that writes to its
+//! disk before it answers, beside the store in memory, which does nothing but keep the record: what is left is the price of
+//! the database.
+
+#[cfg(feature = "redis")]
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -28,7 +33,7 @@ fn record(held: bool, token: i64) -> Record {
 
 /// A claim has a new token, and is on the disk when it is answered; a renewal has the same, and need not be.
 fn operations<S: Store>(criterion: &mut Criterion, store: &S, kind: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let name = LeaseName::new("bench");
     let version = Cell::new(Version::Absent);
     let token = Cell::new(1);
@@ -64,6 +69,33 @@ fn stores(criterion: &mut Criterion) {
         wall_ms: clock::wall_ms,
     };
     operations(criterion, &SqliteStore::new(settings), "sqlite");
+    #[cfg(feature = "redis")]
+    redis(criterion);
+}
+
+#[cfg(feature = "redis")]
+fn redis(criterion: &mut Criterion) {
+    use fixture::Server;
+    use lockrun::store::redis::{Address, Redis};
+    use lockrun::store::server::ServerStore;
+    use lockrun::store::{Purpose, Settings};
+
+    let open = |server: &fixture::redis::Redis| {
+        let settings = Settings {
+            purpose: Purpose::Hold { lease: LeaseName::new("bench"), short: false },
+            timing: Timing::new(Asked::default(), Clocks::Apart).expect("the defaults hold"),
+            now: clock::now,
+            wall_ms: clock::wall_ms,
+        };
+        let address = Address::parse(&server.url(), &|_| None).expect("a good URL");
+        ServerStore::<Redis>::new(address, settings)
+    };
+    let server = fixture::redis::Redis::start();
+    operations(criterion, &open(&server), "redis");
+    operations(criterion, &open(&fixture::redis::Redis::with(&["--appendfsync", "everysec"])), "redis, appendfsync everysec");
+    let primary = fixture::redis::Redis::start();
+    let _replica = primary.replica();
+    operations(criterion, &open(&primary), "redis with a replica that must confirm");
 }
 
 criterion_group!(benches, stores);

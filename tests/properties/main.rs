@@ -9,6 +9,8 @@ mod damaged;
 #[cfg(feature = "etcd")]
 mod etcd;
 mod records;
+#[cfg(feature = "redis")]
+mod redis;
 mod secrets;
 mod shown;
 mod timing;

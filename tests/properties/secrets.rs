@@ -19,6 +19,7 @@ fn url() -> impl Strategy<Value = (String, String)> {
         "etcds://root:PASSWORD@h1:2379,[::1]:2379?cacert=ca.pem",
         "redis://:PASSWORD@h/0",
         "rediss://u:PASSWORD@h",
+        "rediss://u:PASSWORD@[::1]:6379/1?cacert=ca.pem&wait=1",
         "mysql://u:PASSWORD@h/d",
         "sqlite://u:PASSWORD@h/x.db",
         "POSTGRES://u:PASSWORD@h/d",

@@ -39,3 +39,4 @@ on_every_server!(
 );
 mod etcd;
 mod etcd_cluster;
+mod redis;

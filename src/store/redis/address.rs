@@ -2,6 +2,7 @@
 //! `rediss://` for TLS. Must never show what may be a password, whatever was mistyped.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,8 +12,11 @@ use crate::store::server::Variable;
 
 const PORT: u16 = 6379;
 
+/// Clones are one: what one of them is told (`unconfirmed`) all know.
 #[derive(Clone)]
-pub struct Address {
+pub struct Address(Arc<Parts>);
+
+pub struct Parts {
     /// A name or an IP address, without brackets.
     pub(super) host: String,
     pub(super) port: u16,
@@ -24,7 +28,7 @@ pub struct Address {
     pub(super) wait: Option<usize>,
     /// A write of ours may stand in the server although too few replicas have it. It outlives the connection: what the
     /// next one reads must be confirmed first.
-    pub(super) unconfirmed: Arc<AtomicBool>,
+    pub(super) unconfirmed: AtomicBool,
 }
 
 /// Absolute, because lockrun leaves the folder that it was started in. Read with each connection: certificates are renewed.
@@ -53,22 +57,32 @@ impl Address {
             None => from_environment(variable)?,
         };
         if user.is_some() && password.is_none() {
-            return Err("a user without a password; write USER:PASSWORD@host, or set REDISCLI_AUTH".to_string());
+            return Err("a user without a password; write USER:PASSWORD@host or :PASSWORD@host, or set REDISCLI_AUTH".to_string());
         }
         let db = db.strip_suffix('/').unwrap_or(db);
         let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| DB)? };
-        let mut address = Address { host, port, db, user, password, tls: None, wait: None, unconfirmed: Arc::default() };
-        let files = address.parameters(query)?;
+        let mut parts = Parts { host, port, db, user, password, tls: None, wait: None, unconfirmed: AtomicBool::new(false) };
+        let files = parts.parameters(query)?;
         match (tls, &files) {
             (true, Files { cert: Some(_), key: None, .. }) => return Err("cert: give its key too".to_string()),
             (true, Files { cert: None, key: Some(_), .. }) => return Err("key: give its cert too".to_string()),
-            (true, _) => address.tls = Some(files),
+            (true, _) => parts.tls = Some(files),
             (false, Files { cacert: None, cert: None, key: None }) => {}
             (false, _) => return Err("cacert, cert and key are for TLS; write rediss://".to_string()),
         }
-        Ok(address)
+        Ok(Address(Arc::new(parts)))
     }
+}
 
+impl Deref for Address {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Parts {
     /// Of so many replicas that are there.
     pub(super) fn confirming(&self, replicas: usize) -> usize {
         let most = if replicas == 0 { 0 } else { replicas / 2 + 1 };

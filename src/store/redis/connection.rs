@@ -32,7 +32,7 @@ pub async fn open(address: &Address, to_hold: bool, limit: Duration) -> Result<B
     let share = limit / u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
     let mut worst = StoreError::Unknown(format!("{}: no address has that name", address.host));
     for target in targets {
-        let error = match tokio::time::timeout(share, greeted(address, target, tls.as_ref(), to_hold)).await {
+        let error = match tokio::time::timeout(share, greeted(address, target, tls.as_ref(), to_hold, share * 3 / 4)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error,
             Err(_) => StoreError::Unknown(format!("{target}: no answer within {share:?}")),
@@ -45,7 +45,13 @@ pub async fn open(address: &Address, to_hold: bool, limit: Duration) -> Result<B
     Err(worst)
 }
 
-async fn greeted(address: &Address, target: SocketAddr, tls: Option<&TlsConnector>, to_hold: bool) -> Result<Box<dyn Stream>, StoreError> {
+async fn greeted(
+    address: &Address,
+    target: SocketAddr,
+    tls: Option<&TlsConnector>,
+    to_hold: bool,
+    patience: Duration,
+) -> Result<Box<dyn Stream>, StoreError> {
     let connected = TcpStream::connect(target).await.and_then(|stream| set_up(&stream).map(|()| stream));
     let stream = connected.map_err(|error| StoreError::Unknown(format!("{target}: {error}")))?;
     let mut stream: Box<dyn Stream> = match tls {
@@ -53,11 +59,21 @@ async fn greeted(address: &Address, target: SocketAddr, tls: Option<&TlsConnecto
         Some(tls) => {
             let name = rustls::pki_types::ServerName::try_from(address.host.clone());
             let name = name.map_err(|error| StoreError::Refused(format!("{}: {error}", address.host)))?;
-            Box::new(tls.connect(name, stream).await.map_err(|error| trouble::of_connection(&error))?)
+            // A Redis without TLS waits for the end of a line, which may never come.
+            let silent = format!("{target}: no answer to TLS within {patience:?}; if it speaks none, write redis://");
+            let stream = tokio::time::timeout(patience, tls.connect(name, stream)).await;
+            let stream = stream.map_err(|_| StoreError::Unknown(silent))?;
+            Box::new(stream.map_err(|error| trouble::of_connection(&error))?)
         }
     };
-    introduce(&mut stream, address, to_hold).await?;
-    Ok(stream)
+    match introduce(&mut stream, address, to_hold).await {
+        Ok(()) => Ok(stream),
+        // What a server that speaks TLS does, too.
+        Err(StoreError::Unknown(why)) if why == trouble::CLOSED && tls.is_none() => {
+            Err(StoreError::Unknown(format!("{target}: {why} without an answer; if it speaks TLS, write rediss://")))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A peer that is gone without a word is noticed within 25 s also where nothing is sent.
@@ -79,13 +95,13 @@ async fn introduce(stream: &mut Box<dyn Stream>, address: &Address, to_hold: boo
     if address.db != 0 {
         commands.cmd("SELECT").arg(address.db);
     }
-    if to_hold {
-        commands.cmd("INFO");
-    }
-    if commands.is_empty() {
-        return Ok(());
-    }
-    stream.write_all(&commands.get_packed_pipeline()).await.map_err(|error| trouble::of_connection(&error))?;
+    // The first request of all: what is wrong with a server (it wants a certificate of ours, it is none of Redis) shows here.
+    commands.cmd("INFO");
+    let sent = async {
+        stream.write_all(&commands.get_packed_pipeline()).await?;
+        stream.flush().await
+    };
+    sent.await.map_err(|error| trouble::of_connection(&error))?;
     let mut decoder = Default::default();
     let mut last = Value::Nil;
     for _ in 0..commands.len() {

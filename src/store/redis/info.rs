@@ -73,7 +73,7 @@ impl Info {
 
     pub fn persistence(&self, saving: &Saving) -> String {
         match (self.field("aof_enabled"), &saving.appendfsync, &saving.save) {
-            (Some("1"), fsync, _) => format!("appendonly, appendfsync {}", fsync.as_deref().unwrap_or("?")),
+            (Some("1"), fsync, _) => format!("appendonly {}", fsync.as_deref().unwrap_or("?")),
             (_, _, Some(save)) if save.is_empty() => "none".to_string(),
             (_, _, _) => "snapshots".to_string(),
         }

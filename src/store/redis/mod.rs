@@ -38,8 +38,10 @@ pub struct Redis {
     /// Of one request.
     limit: Duration,
     /// Opened with the first request, or with the first wait: a connection that waits (in RESP 2) can ask nothing.
-    requests: Option<Requests>,
-    watch: Option<(String, PubSub)>,
+    requests: Option<Box<Requests>>,
+    watch: Option<Box<(String, PubSub)>>,
+    /// It may not subscribe, and is not asked again and again: whoever waits looks by time.
+    deaf: bool,
 }
 
 struct Requests {
@@ -67,7 +69,7 @@ impl Redis {
     async fn ask(&mut self, commands: &Pipeline) -> Result<Vec<Value>, StoreError> {
         let requests = match &mut self.requests {
             Some(requests) => requests,
-            none => none.insert(open(&self.address, self.to_hold, self.limit).await?),
+            none => none.insert(Box::new(open(&self.address, self.to_hold, self.limit).await?)),
         };
         let answers = requests.connection.send_packed_commands(commands, 0, commands.len()).await;
         answers.map_err(|error| trouble::of(&error))
@@ -157,7 +159,7 @@ impl Client for Redis {
     type Address = Address;
 
     async fn connect(address: &Address, create: bool, limit: Duration) -> Result<Redis, StoreError> {
-        Ok(Redis { address: address.clone(), to_hold: create, limit, requests: None, watch: None })
+        Ok(Redis { address: address.clone(), to_hold: create, limit, requests: None, watch: None, deaf: false })
     }
 
     async fn get(&mut self, name: &LeaseName) -> Result<Option<Stored>, StoreError> {
@@ -243,17 +245,20 @@ impl Client for Redis {
     /// told counts, also while nobody waits.
     async fn changed(&mut self, name: &LeaseName, _seen: &Version) -> Result<(), StoreError> {
         let channel = self.address.channel(name);
-        match &mut self.watch {
+        match self.watch.as_deref_mut() {
             Some((subscribed, watch)) if *subscribed == channel => {
                 let mut told = watch.on_message();
                 if told.next().await.is_none() {
-                    return unknown("the server closed the connection");
+                    return unknown(trouble::CLOSED);
                 }
                 // One look will do for all of them.
                 while let Some(Some(_)) = told.next().now_or_never() {}
             }
+            _ if self.deaf => std::future::pending().await,
             _ => match tokio::time::timeout(self.limit, self.subscribed(&channel)).await {
-                Ok(watch) => self.watch = Some((channel, watch?)),
+                Ok(Ok(watch)) => self.watch = Some(Box::new((channel, watch))),
+                Ok(Err(StoreError::Refused(_))) => self.deaf = true,
+                Ok(Err(error)) => return Err(error),
                 Err(_) => return unknown(format!("no answer within {:?}", self.limit)),
             },
         }

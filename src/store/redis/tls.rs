@@ -1,7 +1,7 @@
 //! Certificates and keys: which server is believed, and who we say that we are. Must never believe a server without them.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::ClientConfig;
 use rustls::crypto::ring;
@@ -36,22 +36,28 @@ fn config(files: &Files) -> Result<ClientConfig, StoreError> {
 }
 
 fn roots(cacert: Option<&Path>) -> Result<RootCertStore, StoreError> {
+    let Some(file) = cacert else {
+        return match system_roots() {
+            none if none.is_empty() => refused("this system has no CA certificates; install ca-certificates, or give ?cacert=FILE"),
+            roots => Ok(roots.clone()),
+        };
+    };
     let mut roots = RootCertStore::empty();
-    match cacert {
-        Some(file) => {
-            for certificate in certificates("cacert", file)? {
-                roots.add(certificate).map_err(|error| StoreError::Refused(format!("cacert {}: {error}", file.display())))?;
-            }
-        }
-        None => {
-            // What cannot be read of the system's own is left out: the rest may do.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return refused("this system has no CA certificates; install ca-certificates, or give ?cacert=FILE");
-            }
-        }
+    for certificate in certificates("cacert", file)? {
+        roots.add(certificate).map_err(|error| StoreError::Refused(format!("cacert {}: {error}", file.display())))?;
     }
     Ok(roots)
+}
+
+/// Read once: there are many, and a reading that takes longer than an attempt must not begin anew with the next.
+fn system_roots() -> &'static RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        // What cannot be read is left out: the rest may do.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    })
 }
 
 fn certificates(what: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
 use redis::{ErrorKind, FromRedisValue, RedisError, Value};
 
@@ -13,6 +14,8 @@ pub const RIGHTS: &str =
     "~lockrun:* &lockrun:* +select +info +wait +eval +evalsha +hmget +hset +sadd +smembers +get +set +publish +subscribe";
 
 const CLUSTER: &str = "it is a Redis Cluster, whose redirections lockrun does not follow; use a server that is not one";
+
+pub const CLOSED: &str = "the server closed the connection";
 
 pub fn unknown<T>(text: impl Into<String>) -> Result<T, StoreError> {
     Err(StoreError::Unknown(text.into()))
@@ -40,11 +43,17 @@ pub fn of(error: &RedisError) -> StoreError {
         (ErrorKind::Parse, _) => {
             StoreError::Refused("what is there does not speak as Redis does; check host and port (with TLS: rediss://)".to_string())
         }
-        _ => match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
+        _ => match of_the_connection(error) {
             Some(error) => of_connection(error),
             None => StoreError::Unknown(error.to_string()),
         },
     }
+}
+
+/// The client keeps it behind an `Arc`, and shows that as the source.
+fn of_the_connection(error: &RedisError) -> Option<&io::Error> {
+    let source = error.source()?;
+    source.downcast_ref::<Arc<dyn Error + Send + Sync>>().map_or(source.downcast_ref(), |shared| shared.downcast_ref())
 }
 
 /// Words of a server that stand within an `ERR`: those of a script, before Redis 7, and those that have no code of their own.
@@ -99,8 +108,8 @@ fn of_server(code: &str, detail: &str) -> StoreError {
 pub fn of_connection(error: &io::Error) -> StoreError {
     match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
         Some(error) => of_tls(error),
-        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
-            StoreError::Unknown("the server closed the connection (it does so too when rediss:// is meant)".to_string())
+        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            StoreError::Unknown(CLOSED.to_string())
         }
         None => StoreError::Unknown(error.to_string()),
     }

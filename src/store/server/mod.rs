@@ -75,9 +75,10 @@ pub struct ServerStore<C: Client> {
     requests: Slot<C>,
     watch: Slot<C>,
     watch_again_at: Cell<Moment>,
-    /// The server was asked what it cannot promise.
-    warned: Cell<bool>,
+    /// The server was asked what it cannot promise; said when there is something of ours to promise.
+    asked: Cell<bool>,
     warning: Cell<Option<String>>,
+    written: Cell<bool>,
 }
 
 impl<C: Client> ServerStore<C> {
@@ -92,8 +93,9 @@ impl<C: Client> ServerStore<C> {
             requests,
             watch,
             watch_again_at: Cell::default(),
-            warned: Cell::default(),
+            asked: Cell::default(),
             warning: Cell::default(),
+            written: Cell::default(),
         }
     }
 
@@ -111,7 +113,7 @@ impl<C: Client> ServerStore<C> {
     /// Not to one who only tries: cron mails whatever is said, each time.
     async fn ask_for_a_warning(&self) {
         let waits = matches!(self.settings.purpose, Purpose::Hold { short: false, .. });
-        if waits && !self.warned.replace(true) {
+        if waits && !self.asked.replace(true) {
             let warning = self.request(async |client| Ok(client.warning().await)).await;
             self.warning.set(warning.ok().flatten());
         }
@@ -180,7 +182,9 @@ impl<C: Client> Store for ServerStore<C> {
     }
 
     async fn swap(&self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
-        self.request(async |client| client.swap(name, expect, record).await).await
+        let swap = self.request(async |client| client.swap(name, expect, record).await).await;
+        self.written.set(self.written.get() || matches!(swap, Ok(Swap::Done(_))));
+        swap
     }
 
     async fn changed(&self, name: &LeaseName, seen: &Version) {
@@ -213,7 +217,7 @@ impl<C: Client> Store for ServerStore<C> {
     }
 
     fn warning(&self) -> Option<String> {
-        self.warning.take()
+        self.written.get().then(|| self.warning.take())?
     }
 }
 
