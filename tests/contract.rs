@@ -1,6 +1,12 @@
 //! One contract for every store, and beside it what only SQLite has. Must never know how a store does it: what the machine
 //! relies on is here, the rest is not.
 
+#[path = "fixture/mod.rs"]
+mod fixture;
+#[cfg(feature = "kubernetes")]
+#[path = "contract/kubernetes.rs"]
+mod kubernetes_only;
+
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::task::Poll;
@@ -19,11 +25,11 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
 fn name() -> LeaseName {
-    LeaseName::new("nightly/backup")
+    LeaseName::new("nightly.backup")
 }
 
 fn held(write: &str, token: i64) -> Record {
@@ -66,6 +72,14 @@ async fn put(store: &impl Store, name: &LeaseName, expect: &Version, record: &Re
 fn is_free(snapshot: &Snapshot) -> bool {
     claim::judge(snapshot, clock::now(), None, clock::now()) == Verdict::Free
 }
+
+/// Names that are like each other, and that this store takes.
+trait Names {
+    const NAMES: [&str; 7] = ["a", "A", "a/b", "a b", "", "ä", "a%"];
+}
+
+impl Names for MemoryStore {}
+impl Names for SqliteStore {}
 
 // What every store must do
 
@@ -118,9 +132,9 @@ async fn a_free_record_is_free_and_keeps_its_token(store: impl Store) {
     assert_eq!((snapshot.token(), snapshot.holder(), is_free(&snapshot)), (Some(Token(41)), None, true));
 }
 
-async fn names_do_not_interfere_and_list_shows_all(store: impl Store) {
+async fn names_do_not_interfere_and_list_shows_all<S: Store + Names>(store: S) {
     assert_eq!(store.list(clock::now()).await.expect("readable").len(), 0);
-    let names = ["a", "A", "a/b", "a b", "", "ä", "a%"].map(LeaseName::new);
+    let names = S::NAMES.map(LeaseName::new);
     let mut records = vec![];
     for (index, name) in names.iter().enumerate() {
         let absent = read(&store, name).await;
@@ -160,6 +174,13 @@ async fn waiting_for_a_change_may_be_given_up_at_any_time(store: impl Store) {
 
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
+        #[cfg(feature = "kubernetes")]
+        mod kubernetes {
+            $(#[test] fn $test() {
+                let server = super::kubernetes_only::server();
+                super::block_on(super::$test(super::kubernetes_only::store(&server)))
+            })+
+        }
         mod memory {
             $(#[test] fn $test() { super::block_on(super::$test(super::MemoryStore::new(true))) })+
         }
