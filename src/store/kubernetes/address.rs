@@ -71,6 +71,12 @@ impl Address {
     }
 }
 
+impl Address {
+    pub fn in_pod(&self) -> bool {
+        matches!(self.source, Source::InCluster)
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
@@ -101,7 +107,9 @@ impl Source {
                 Some(home) if home.exists() => files.push(home),
                 _ if in_pod && !named => return Ok(Source::InCluster),
                 _ => {
-                    return Err("no cluster: this is no pod and there is no ~/.kube/config; set KUBECONFIG, or ?kubeconfig=PATH".to_string());
+                    return Err(
+                        "no cluster: this is no pod and there is no ~/.kube/config; set KUBECONFIG, or ?kubeconfig=PATH".to_string()
+                    );
                 }
             }
         }
@@ -142,12 +150,10 @@ impl Source {
         Ok(config)
     }
 
-    /// Whether what the cluster refuses today may be right tomorrow, because it comes from a file that is renewed.
+    /// Whether credentials that are refused today may be right tomorrow: they come from a file or a plugin that renews them.
     pub fn renews(&self, auth: &AuthInfo) -> bool {
-        match self {
-            Source::InCluster => true,
-            Source::Kubeconfig { .. } => auth.token.is_none() && auth.password.is_none() && auth.client_certificate_data.is_none(),
-        }
+        let files = auth.token_file.is_some() || auth.client_certificate.is_some() && auth.client_certificate_data.is_none();
+        auth.exec.is_some() || auth.token.is_none() && files
     }
 }
 

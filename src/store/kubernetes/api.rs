@@ -159,12 +159,15 @@ impl Api {
     }
 
     fn no_answer(&self, error: &kube::Error) -> StoreError {
-        let text = chain(error);
-        match certificate(error) {
+        match tls(error) {
             // The pod's CA file is read anew once a minute: it may be the older one.
-            Some(why) if self.access.renews => StoreError::Unknown(format!("its certificate: {why}")),
-            Some(why) => StoreError::Refused(format!("its certificate: {why}; put its authority and its name into the kubeconfig")),
-            None => StoreError::Unknown(text),
+            Some(Tls::Server(why)) if self.address.in_pod() => StoreError::Unknown(format!("its certificate: {why}")),
+            Some(Tls::Server(why)) => {
+                StoreError::Refused(format!("its certificate: {why}; put its authority and its name into the kubeconfig"))
+            }
+            Some(Tls::Client(why)) if self.access.renews => StoreError::Unknown(format!("it refuses our certificate: {why}")),
+            Some(Tls::Client(why)) => StoreError::Refused(format!("it refuses our certificate: {why}; renew it in the kubeconfig")),
+            None => StoreError::Unknown(first_cause(error)),
         }
     }
 }
@@ -191,21 +194,53 @@ fn not_kubernetes(status: StatusCode) -> StoreError {
     StoreError::Refused(format!("its answer ({}) is not that of a Kubernetes API server with coordination.k8s.io/v1", status.as_u16()))
 }
 
-/// What rustls has to say against the server's certificate, or the server against ours.
-fn certificate(error: &kube::Error) -> Option<String> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        // An io::Error hides what it holds from `source`.
-        let held =
-            error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref).map(|held| held as &(dyn std::error::Error + 'static));
-        for error in [Some(error), held].into_iter().flatten() {
-            match error.downcast_ref::<rustls::Error>() {
-                Some(rustls::Error::InvalidCertificate(why)) => return Some(why.to_string()),
-                Some(other @ rustls::Error::AlertReceived(_)) => return Some(other.to_string()),
-                Some(_) | None => {}
-            }
-        }
-        next = error.source().or_else(|| held.and_then(std::error::Error::source));
+/// Which certificate is not accepted, and why.
+enum Tls {
+    Server(String),
+    Client(String),
+}
+
+fn tls(error: &kube::Error) -> Option<Tls> {
+    use rustls::AlertDescription as Alert;
+    causes(error).into_iter().find_map(|cause| match cause.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(why) => Some(Tls::Server(why.to_string())),
+        rustls::Error::AlertReceived(
+            why @ (Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::DecryptError
+            | Alert::AccessDenied),
+        ) => Some(Tls::Client(format!("{why:?}"))),
+        _ => None,
+    })
+}
+
+/// What is on top of it says only that a client could not connect or send.
+fn first_cause(error: &kube::Error) -> String {
+    let causes = causes(error);
+    let closed = |cause: &&(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
+    };
+    match causes.last() {
+        _ if causes.iter().any(closed) => "it closed the connection".to_string(),
+        Some(cause) => cause.to_string(),
+        None => error.to_string(),
     }
-    None
+}
+
+/// From the outermost to the first cause. An `io::Error` hides what it holds from `source`.
+fn causes(error: &kube::Error) -> Vec<&(dyn std::error::Error + 'static)> {
+    let mut found: Vec<&(dyn std::error::Error + 'static)> = vec![error];
+    while let Some(last) = found.last() {
+        let held = last.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| last.source()) {
+            Some(cause) => found.push(cause),
+            None => break,
+        }
+    }
+    found
 }
