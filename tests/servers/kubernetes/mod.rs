@@ -256,3 +256,22 @@ fn check_says_what_the_cluster_is_and_what_it_cannot_promise() {
         blind.stderr
     );
 }
+
+/// The Role of packaging/kubernetes.
+#[test]
+fn rights_on_one_lease_alone_are_enough_to_hold_it_and_to_wait_for_it() {
+    let world = World::new();
+    world.server.grant(TOKEN, Some(&["get/beat", "list/beat", "update/beat", "watch/beat", "create"]));
+    let check = world.scene.run(&mut world.lockrun(&["check"]));
+    assert!(check.code() == 0 && check.stdout.contains("rights on some leases only: beat\n"), "{}{}", check.stdout, check.stderr);
+    let holder = world.start_holder(&["--ttl", "60s"], "while ! test -e go; do sleep 0.01; done");
+    let waiter = world.start_waiter(&["--ttl", "60s"], "exit 0");
+    wait_until("a watch", || world.server.requests().contains(&("watch".to_string(), "beat".to_string())));
+    std::fs::write(world.scene.path("go"), "").expect("a file");
+    assert_code(&holder.finish(), 0);
+    assert_code(&waiter.finish(), 0);
+    assert_code(&world.scene.run(world.lockrun(&["-n"]).args(["--", "true"])), 0);
+    let url = world.server.url();
+    let all = world.scene.run(&mut world.scene.bare_lockrun(["status", "--db", &url]));
+    assert!(all.code() == 125 && all.stderr.contains("cannot list resource"), "{}", all.stderr);
+}
