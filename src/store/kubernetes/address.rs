@@ -48,16 +48,14 @@ impl Address {
         let (mut context, mut file) = (None, None);
         for (key, value) in query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, ""))) {
             match key {
-                _ if value.is_empty() => return Err(format!("{key}: no value; write {key}=…")),
-                "context" => context = Some(value.to_string()),
-                "kubeconfig" => file = Some(PathBuf::from(value)),
-                other => return Err(format!("{other}: unknown; there are context= and kubeconfig=")),
+                "context" if !value.is_empty() => context = Some(value.to_string()),
+                "kubeconfig" if !value.is_empty() => file = Some(PathBuf::from(value)),
+                _ => return Err("after ? there are context=NAME and kubeconfig=PATH, joined by &, and nothing else".to_string()),
             }
         }
         if !namespace.is_empty() && (namespace.len() > 63 || !is_label(namespace)) {
-            return Err(format!(
-                "{namespace}: not the name of a namespace, which is at most 63 of a-z 0-9 -, a letter or digit first and last"
-            ));
+            let rule = "at most 63 of a-z 0-9 -, a letter or digit first and last";
+            return Err(format!("not the name of a namespace ({rule}); write kubernetes:NAMESPACE"));
         }
         let text = |name| variable(name).and_then(|value| value.into_string().ok());
         let source = Source::find(file, context, variable)?;

@@ -117,7 +117,7 @@ impl Api {
 
     /// By the API server's clock, whose word on it counts in the end.
     fn renew_in_time(&self, date: Option<&str>) {
-        let now = date.and_then(|date| rfc2822::parse(date).ok()).map(|date| date.timestamp());
+        let now = date.and_then(http_date);
         if let (Some(now), Some(expires)) = (now, self.access.expires)
             && Timestamp::checked_add(now, BEFORE_THE_END).is_ok_and(|soon| soon > expires)
         {
@@ -188,6 +188,11 @@ impl Answer {
     fn message(&self) -> String {
         self.status("/message").unwrap_or_else(|| self.status.canonical_reason().unwrap_or("no reason given").to_string())
     }
+}
+
+/// Of a Date header.
+pub fn http_date(text: &str) -> Option<Timestamp> {
+    rfc2822::parse(text).ok().map(|date| date.timestamp())
 }
 
 fn not_kubernetes(status: StatusCode) -> StoreError {

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::version::Info;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::api::Api;
+use super::api::{Api, http_date};
 use crate::store::{Facts, StoreError};
 
 /// What a holder and a waiter cannot do without, and what wakes a waiter.
@@ -58,10 +58,11 @@ pub async fn check(api: &Api) -> Result<Facts, StoreError> {
         let verbs = lacks(&TO_BE_TOLD);
         warnings.push(format!("this account may not {verbs} leases: a waiter learns of a release only once a heartbeat; {role}"));
     }
+    let server_time = date.as_deref().and_then(http_date);
     let details = vec![
         ("namespace", namespace.into()),
         ("server_version", version.git_version.into()),
-        ("server_time", date.map_or(Value::Null, Value::from)),
+        ("server_time_ms", server_time.map_or(Value::Null, |time| time.as_millisecond().into())),
         ("notifications", notified.into()),
     ];
     Ok(Facts { details, warnings })

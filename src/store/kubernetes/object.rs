@@ -133,3 +133,97 @@ fn text(time: &MicroTime) -> String {
 pub fn is_lockruns(lease: &Lease) -> bool {
     lease.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(RECORD))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> impl Strategy<Value = Record> {
+        let holder = proptest::option::of((
+            "[a-z0-9]{1,8}",
+            any::<Option<String>>(),
+            any::<String>(),
+            any::<u32>(),
+            collection::vec(any::<String>(), 0..3),
+        ));
+        (any::<String>(), any::<i64>(), holder, 0..u64::MAX / 2, any::<i64>(), any::<i64>(), any::<bool>()).prop_map(
+            |(write, token, holder, ttl_ms, acquired_ms, renewed_ms, stopping)| Record {
+                write: WriteId::new(write),
+                token: Token(token),
+                holder: holder.map(|(id, instance, hostname, pid, command)| Holder {
+                    id: HolderId::new(id),
+                    instance,
+                    hostname,
+                    pid,
+                    command,
+                }),
+                ttl: Duration::from_millis(ttl_ms),
+                asked_at: Moment::default(),
+                acquired_ms,
+                renewed_ms,
+                stopping,
+            },
+        )
+    }
+
+    /// As any program may write it, within what the API server lets through.
+    fn spec() -> impl Strategy<Value = LeaseSpec> {
+        let time = || proptest::option::of((0..253_402_207_200_000_i64).prop_map(micro_time));
+        (any::<Option<String>>(), any::<Option<i32>>(), time(), time(), any::<Option<i32>>()).prop_map(
+            |(holder_identity, lease_duration_seconds, acquire_time, renew_time, lease_transitions)| LeaseSpec {
+                holder_identity,
+                lease_duration_seconds,
+                acquire_time,
+                renew_time,
+                lease_transitions,
+                ..LeaseSpec::default()
+            },
+        )
+    }
+
+    fn name() -> LeaseName {
+        LeaseName::new("beat")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_record_comes_back_from_any_object_that_it_is_put_into(before in spec(), record in record(), pod: Option<String>) {
+            let pod = Pod { name: pod, uid: None };
+            let before = Lease { spec: Some(before), ..Lease::default() };
+            let once = write(Some(before), &name(), &record, &pod);
+            prop_assert_eq!(read(&once).map(|stored| stored.record), Ok(record.clone()));
+            // As a holder renews it, while its wall clock stands still.
+            let twice = write(Some(once.clone()), &name(), &record, &pod);
+            prop_assert_ne!(&once.spec, &twice.spec, "other clients see it renewed");
+            prop_assert_eq!(read(&twice).map(|stored| stored.record), Ok(record));
+        }
+
+        #[test]
+        fn what_another_client_writes_over_it_is_believed_and_our_token_kept(record in record(), theirs in spec()) {
+            let mut lease = write(None, &name(), &record, &Pod::default());
+            let ours = read(&lease).map(|stored| stored.version);
+            lease.spec = Some(theirs.clone());
+            let found = read(&lease);
+            prop_assert_ne!(found.clone().map(|stored| stored.version), ours);
+            let found = found.map(|stored| stored.record).expect("read");
+            let identity = theirs.holder_identity.filter(|identity| !identity.is_empty());
+            prop_assert_eq!(found.holder.map(|holder| holder.id.to_string()), identity);
+            prop_assert_eq!(found.token, record.token);
+            prop_assert!(found.ttl >= Duration::from_secs(1));
+        }
+
+        #[test]
+        fn an_annotation_of_any_text_is_an_error_or_a_record_that_is_not_believed(theirs in spec(), text: String) {
+            let mut lease = Lease { spec: Some(theirs.clone()), ..Lease::default() };
+            lease.metadata.annotations.get_or_insert_default().insert(RECORD.to_string(), text);
+            if let Ok(stored) = read(&lease) {
+                prop_assert_eq!(stored.record.holder.is_some(), theirs.holder_identity.is_some_and(|identity| !identity.is_empty()));
+            }
+        }
+    }
+}

@@ -108,9 +108,9 @@ fn contexts_and_namespaces_are_those_of_kubectl() {
         assert_eq!(parse(&finished.stdout)["namespace"], namespace, "{url}");
     }
     assert_refused(&at("k8s:?context=none"), &["none", "config"]);
-    assert_refused(&at("k8s:Team"), &["Team", "namespace"]);
+    assert_refused(&at("k8s:Team"), &["not the name of a namespace"]);
     assert_refused(&at("kubernetes://default"), &["no slashes"]);
-    assert_refused(&at("k8s:?timeout=3"), &["timeout: unknown"]);
+    assert_refused(&at("k8s:?timeout=3"), &["context=NAME and kubeconfig=PATH"]);
     assert_refused(&at("k8s:gone"), &["namespace gone: there is none"]);
 
     // Relative, and read after lockrun has left its folder; the file of the home folder; none at all.
