@@ -55,7 +55,7 @@ enum State {
 struct HolderView {
     id: String,
     hostname: String,
-    pid: u32,
+    pid: Option<u32>,
     command: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ impl Lock {
         let holder = snapshot.holder().map(|holder| HolderView {
             id: holder.id.to_string(),
             hostname: holder.hostname.clone(),
-            pid: holder.pid,
+            pid: Some(holder.pid).filter(|pid| *pid != 0),
             command: holder.command.clone(),
         });
         let blocked_by_pids = if state == State::Held { Vec::new() } else { target.address.lock_holders(name) };
@@ -102,6 +102,7 @@ impl Lock {
         };
         let Some(holder) = &self.holder else { return format!("{}: free{token}{blocked}", self.name) };
         let command = if holder.command.is_empty() { String::new() } else { format!(" ({})", holder.command.join(" ")) };
+        let pid = holder.pid.map(|pid| format!(":{pid}")).unwrap_or_default();
         let since = self.acquired_at.as_deref().unwrap_or("?");
         let renewed = self.renewed_at.as_deref().unwrap_or("?");
         let until = match (self.state, self.expires_in_ms) {
@@ -111,11 +112,10 @@ impl Lock {
         };
         let stopping = if self.stopping { ", stopping" } else { "" };
         format!(
-            "{}: {} by {}:{}{command} since {since}, renewed {renewed}, {until}{stopping}{token}{blocked}",
+            "{}: {} by {}{pid}{command} since {since}, renewed {renewed}, {until}{stopping}{token}{blocked}",
             self.name,
             if self.state == State::Expired { "was held" } else { "held" },
-            holder.hostname,
-            holder.pid
+            holder.hostname
         )
     }
 }

@@ -9,6 +9,9 @@ mod of_etcd;
 #[cfg(feature = "redis")]
 #[path = "contract/redis.rs"]
 mod of_redis;
+#[cfg(feature = "kubernetes")]
+#[path = "contract/kubernetes.rs"]
+mod of_kubernetes;
 
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -32,7 +35,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 fn name() -> LeaseName {
-    LeaseName::new("nightly/backup")
+    LeaseName::new("nightly.backup")
 }
 
 fn held(write: &str, token: i64) -> Record {
@@ -75,6 +78,14 @@ async fn put(store: &impl Store, name: &LeaseName, expect: &Version, record: &Re
 fn is_free(snapshot: &Snapshot) -> bool {
     claim::judge(snapshot, clock::now(), None, clock::now()) == Verdict::Free
 }
+
+/// Names that are like each other, and that this store takes.
+trait Names {
+    const NAMES: [&str; 7] = ["a", "A", "a/b", "a b", "", "ä", "a%"];
+}
+
+impl Names for MemoryStore {}
+impl Names for SqliteStore {}
 
 // What every store must do
 
@@ -127,9 +138,9 @@ async fn a_free_record_is_free_and_keeps_its_token(store: impl Store) {
     assert_eq!((snapshot.token(), snapshot.holder(), is_free(&snapshot)), (Some(Token(41)), None, true));
 }
 
-async fn names_do_not_interfere_and_list_shows_all(store: impl Store) {
+async fn names_do_not_interfere_and_list_shows_all<S: Store + Names>(store: S) {
     assert_eq!(store.list(clock::now()).await.expect("readable").len(), 0);
-    let names = ["a", "A", "a/b", "a b", "", "ä", "a%"].map(LeaseName::new);
+    let names = S::NAMES.map(LeaseName::new);
     let mut records = vec![];
     for (index, name) in names.iter().enumerate() {
         let absent = read(&store, name).await;
@@ -169,6 +180,13 @@ async fn waiting_for_a_change_may_be_given_up_at_any_time(store: impl Store) {
 
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
+        #[cfg(feature = "kubernetes")]
+        mod kubernetes {
+            $(#[test] fn $test() {
+                let server = super::of_kubernetes::server();
+                super::block_on(super::$test(super::of_kubernetes::store(&server)))
+            })+
+        }
         mod memory {
             $(#[test] fn $test() { super::block_on(super::$test(super::MemoryStore::new(true))) })+
         }

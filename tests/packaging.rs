@@ -8,7 +8,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -19,6 +21,9 @@ const KILL_TIME: Duration = Duration::from_secs(1);
 const README: &str = "README.md";
 const COMPOSE: &str = "packaging/docker/compose.yaml";
 const KUBERNETES: &str = "packaging/kubernetes/one-node.yaml";
+const DEPLOYMENT: &str = "packaging/kubernetes/deployment.yaml";
+const RIGHTS: &str = "packaging/kubernetes/rights.yaml";
+const KUSTOMIZATION: &str = "packaging/kubernetes/kustomization.yaml";
 const UNIT: &str = "systemd/lockrun@.service";
 const CRON: &str = "packaging/cron/lockrun";
 const IMAGE: &str = "packaging/docker/Dockerfile";
@@ -27,14 +32,91 @@ const APP_IMAGE: &str = "packaging/docker/app.Dockerfile";
 // Kubernetes
 
 #[test]
-fn the_kubernetes_manifest_has_only_fields_that_kubernetes_knows() {
-    for document in yaml(&read(KUBERNETES)) {
-        match document["kind"].as_str() {
-            Some("Deployment") => assert_round_trip::<Deployment>(&document),
-            Some("PersistentVolumeClaim") => assert_round_trip::<PersistentVolumeClaim>(&document),
-            kind => panic!("{KUBERNETES}: no type for kind {kind:?} in this test; add it"),
+fn the_kubernetes_manifests_have_only_fields_that_kubernetes_knows() {
+    for file in [KUBERNETES, DEPLOYMENT, RIGHTS] {
+        for document in yaml(&read(file)) {
+            match document["kind"].as_str() {
+                Some("Deployment") => assert_round_trip::<Deployment>(file, &document),
+                Some("PersistentVolumeClaim") => assert_round_trip::<PersistentVolumeClaim>(file, &document),
+                Some("ServiceAccount") => assert_round_trip::<ServiceAccount>(file, &document),
+                Some("Role") => assert_round_trip::<Role>(file, &document),
+                Some("RoleBinding") => assert_round_trip::<RoleBinding>(file, &document),
+                kind => panic!("{file}: no type for kind {kind:?} in this test; add it"),
+            }
         }
     }
+}
+
+/// Every manifest of the folder is a part of it, but the one that stands alone.
+#[test]
+fn the_kustomization_names_the_manifests_and_their_image() {
+    let kustomization = &yaml(&read(KUSTOMIZATION))[0];
+    let folder = Path::new(KUSTOMIZATION).parent().expect("a folder");
+    let files = fs::read_dir(root().join(folder)).expect("the folder").map(|entry| entry.expect("an entry").file_name());
+    let alone = [KUBERNETES, KUSTOMIZATION].map(|file| Path::new(file).file_name().expect("a name"));
+    let others: BTreeSet<_> = files.filter(|name| !alone.contains(&&**name)).map(|name| name.into_string().expect("UTF-8")).collect();
+    let named = kustomization["resources"].as_array().expect("resources");
+    assert_eq!(named.iter().map(|name| name.as_str().expect("a name").to_string()).collect::<BTreeSet<_>>(), others);
+    assert_eq!(kustomization["images"][0]["name"].as_str(), replicas().1.image.as_deref());
+}
+
+/// The Deployment of replicas on many nodes: its pods, and their one container.
+fn replicas() -> (Deployment, Container, PodSpec) {
+    let [document] = &yaml(&read(DEPLOYMENT))[..] else { panic!("{DEPLOYMENT}: one Deployment") };
+    let deployment: Deployment = serde_json::from_value(document.clone()).expect("a Deployment");
+    let pod = deployment.spec.template.spec.clone().expect("a pod spec");
+    let [container] = &pod.containers[..] else { panic!("{DEPLOYMENT}: one container") };
+    (deployment.clone(), container.clone(), pod.clone())
+}
+
+#[test]
+fn the_kubernetes_replicas_are_rolled_out_without_a_gap_and_probed_where_lockrun_listens() {
+    let (deployment, container, _) = replicas();
+    let spec = deployment.spec;
+    assert_eq!(spec.replicas, Some(3));
+    assert_eq!(spec.selector.match_labels, spec.template.metadata.expect("metadata").labels, "the selector finds its own pods");
+    let rolling = spec.strategy.and_then(|strategy| strategy.rolling_update).expect("a rolling update");
+    assert_eq!((rolling.max_surge, rolling.max_unavailable), (Some(IntOrString::String("100%".into())), Some(IntOrString::Int(0))));
+
+    let [port] = &container.ports.expect("ports")[..] else { panic!("one port") };
+    let [line] = &command_lines(DEPLOYMENT)[..] else { panic!("one command line") };
+    assert_eq!(line.option(&["--http"]), Some(format!("0.0.0.0:{}", port.container_port).as_str()));
+    for (probe, path) in [(container.liveness_probe, "/livez"), (container.readiness_probe, "/readyz")] {
+        let get = probe.and_then(|probe| probe.http_get).expect("a probe by HTTP");
+        assert_eq!((get.path.as_deref(), get.port), (Some(path), IntOrString::String(port.name.clone().expect("a name"))));
+    }
+    let environment = container.env.expect("an environment");
+    let value = |name: &str| environment.iter().find(|variable| variable.name == name).unwrap_or_else(|| panic!("{DEPLOYMENT}: no {name}"));
+    let field = |name: &str| value(name).value_from.as_ref().and_then(|from| from.field_ref.as_ref()).expect("a field").field_path.clone();
+    assert_eq!((field("POD_NAME").as_str(), field("POD_UID").as_str()), ("metadata.name", "metadata.uid"));
+    assert_eq!(value("LOCKRUN_INSTANCE").value, Some(format!("$(POD_UID)/{}", container.name)), "of this container of this pod");
+    let order = |name: &str| environment.iter().position(|variable| variable.name == name);
+    assert!(order("POD_UID") < order("LOCKRUN_INSTANCE"), "only what stands before it is put in");
+}
+
+#[test]
+fn the_kubernetes_account_has_the_rights_that_lockrun_needs_on_its_lease_and_no_others() {
+    let documents = yaml(&read(RIGHTS));
+    let [account, role, binding] = &documents[..] else { panic!("{RIGHTS}: an account, a Role, a RoleBinding") };
+    let account: ServiceAccount = serde_json::from_value(account.clone()).expect("an account");
+    let role: Role = serde_json::from_value(role.clone()).expect("a Role");
+    let binding: RoleBinding = serde_json::from_value(binding.clone()).expect("a RoleBinding");
+    assert_eq!(replicas().2.service_account_name, account.metadata.name);
+    assert_eq!((binding.role_ref.kind.as_str(), Some(binding.role_ref.name)), ("Role", role.metadata.name));
+    let [subject] = &binding.subjects.expect("subjects")[..] else { panic!("one subject") };
+    assert_eq!((subject.kind.as_str(), Some(&subject.name)), ("ServiceAccount", account.metadata.name.as_ref()));
+
+    let lease = command_lines(DEPLOYMENT)[0].option(&["--name"]).expect("--name").to_string();
+    let mut verbs = Vec::new();
+    for rule in role.rules.expect("rules") {
+        assert_eq!((rule.api_groups, rule.resources), (Some(vec!["coordination.k8s.io".into()]), Some(vec!["leases".into()])));
+        let named = rule.resource_names.map(|names| names == [lease.clone()]);
+        // What is made has no name yet.
+        assert_eq!(named, (rule.verbs != ["create"]).then_some(true), "{:?}", rule.verbs);
+        verbs.extend(rule.verbs);
+    }
+    verbs.sort_unstable();
+    assert_eq!(verbs, ["create", "get", "list", "update", "watch"]);
 }
 
 #[test]
@@ -69,9 +151,9 @@ fn manifest() -> (PersistentVolumeClaim, Deployment) {
 }
 
 /// The type drops fields that it does not know; what comes back must be what was written.
-fn assert_round_trip<T: Serialize + DeserializeOwned>(document: &Value) {
-    let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{KUBERNETES}: {error}"));
-    assert_eq!(&serde_json::to_value(typed).expect("it was read"), document, "{KUBERNETES}: right as left, or a field is unknown");
+fn assert_round_trip<T: Serialize + DeserializeOwned>(file: &str, document: &Value) {
+    let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{file}: {error}"));
+    assert_eq!(&serde_json::to_value(typed).expect("it was read"), document, "{file}: right as left, or a field is unknown");
 }
 
 #[test]
@@ -91,11 +173,15 @@ fn the_kubernetes_probes_ask_the_port_on_which_lockrun_answers_and_let_a_pod_tha
 
 #[test]
 fn every_platform_leaves_lockrun_the_time_that_a_stop_takes() {
-    let deployment = manifest().1.spec.template.spec.expect("a pod spec");
-    let seconds = deployment.termination_grace_period_seconds.expect("terminationGracePeriodSeconds");
+    let seconds = |pod: &PodSpec| {
+        let seconds = pod.termination_grace_period_seconds.expect("terminationGracePeriodSeconds");
+        Duration::from_secs(u64::try_from(seconds).expect("not negative"))
+    };
+    let one_node = manifest().1.spec.template.spec.expect("a pod spec");
     let compose = &yaml(&read(COMPOSE))[0]["services"]["beat"]["stop_grace_period"];
     for (file, given) in [
-        (KUBERNETES, Duration::from_secs(u64::try_from(seconds).expect("not negative"))),
+        (KUBERNETES, seconds(&one_node)),
+        (DEPLOYMENT, seconds(&replicas().2)),
         (COMPOSE, duration(compose.as_str().expect("stop_grace_period"))),
         (UNIT, duration(&unit_setting("TimeoutStopSec"))),
     ] {
@@ -211,7 +297,11 @@ impl Drop for Image {
 
 #[test]
 fn every_lockrun_command_line_in_the_files_is_accepted() {
-    for file in [README, COMPOSE, KUBERNETES, UNIT, CRON, APP_IMAGE] {
+    for file in [README, COMPOSE, KUBERNETES, DEPLOYMENT, UNIT, CRON, APP_IMAGE] {
+        // The one option of it that a build may not have yet.
+        if file == DEPLOYMENT && !long_options(&help(&[])).contains("--http") {
+            continue;
+        }
         let lines = command_lines(file);
         assert!(!lines.is_empty(), "{file}: no command line was found in it");
         for line in lines {
@@ -304,7 +394,7 @@ fn command_lines(file: &'static str) -> Vec<CommandLine> {
     let content = read(file);
     let words = match file {
         README => readme_blocks().into_iter().flat_map(|(language, block)| words_of(&language, &block)).collect(),
-        COMPOSE | KUBERNETES => words_of("yaml", &content),
+        COMPOSE | KUBERNETES | DEPLOYMENT => words_of("yaml", &content),
         UNIT => words_of("ini", &content),
         CRON => words_of("crontab", &content),
         IMAGE | APP_IMAGE => words_of("dockerfile", &content),

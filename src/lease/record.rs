@@ -80,13 +80,17 @@ pub struct Holder {
     pub id: HolderId,
     pub instance: Option<String>,
     pub hostname: String,
+    /// 0: unknown.
     pub pid: u32,
     pub command: Vec<String>,
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.hostname, self.pid)
+        match self.pid {
+            0 => f.write_str(&self.hostname), // another program's, which says no pid
+            pid => write!(f, "{}:{pid}", self.hostname),
+        }
     }
 }
 

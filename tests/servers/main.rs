@@ -40,3 +40,4 @@ on_every_server!(
 mod etcd;
 mod etcd_cluster;
 mod redis;
+mod kubernetes;

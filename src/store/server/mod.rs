@@ -22,6 +22,7 @@ const WATCH_PAUSE: Duration = Duration::from_secs(1);
 pub type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// One record as it stands in the store.
+#[derive(Clone, Debug)]
 pub struct Stored {
     pub record: Record,
     pub version: String,
