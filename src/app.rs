@@ -25,8 +25,9 @@ use crate::{logging, report};
 
 /// Between two tries of the last will.
 const WILL_PAUSE: Duration = Duration::from_millis(10);
-/// As many are opened beside 0 to 2 (measured: `ulimit -n 15` is the least with which all of it works).
-const DESCRIPTORS: usize = 12;
+/// As many are opened beside 0 to 2 (measured: `ulimit -n 19` is the least with which all of it works; four of them are for
+/// what kube has tokio do with child processes).
+const DESCRIPTORS: usize = 16;
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

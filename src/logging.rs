@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 static WRITER: OnceLock<Option<SyncSender<Message>>> = OnceLock::new();
 
 enum Message {
-    Line(String),
+    Line(Vec<u8>),
     /// Everything before it has been written.
     Flush(SyncSender<()>),
 }
@@ -44,7 +44,7 @@ fn wants_colour() -> bool {
 
 /// For the one line (`Failure` sees to that) of an error before anything was started, when there is no lease to name yet.
 pub fn say(line: &str) {
-    write_out(&format!("lockrun: {}\n", shortened(line)));
+    write_out(format!("lockrun: {}\n", shortened(line)).as_bytes());
 }
 
 /// Waits a moment for the lines to go out.
@@ -57,12 +57,12 @@ pub fn flush() {
 }
 
 fn queue(line: String) {
-    let mut line = line.as_str();
+    let mut line = line.as_bytes();
     // A thread and the wait for it at the end cost a tenth of a short run: pipes and sockets need none.
     if WRITER.get().is_none() {
-        match write_at_once(line.as_bytes()) {
+        match write_at_once(line) {
             Ok(written) if written == line.len() => return,
-            Ok(written) => line = line.get(written..).unwrap_or_default(),
+            Ok(written) => line = &line[written..],
             Err(Errno::EPIPE | Errno::EBADF) => return, // nobody reads it
             Err(_) => {}
         }
@@ -81,7 +81,7 @@ fn queue(line: String) {
         thread.is_ok().then_some(sender)
     });
     if let Some(writer) = writer {
-        let _ = writer.try_send(Message::Line(line.to_string()));
+        let _ = writer.try_send(Message::Line(line.to_vec()));
     }
 }
 
@@ -94,12 +94,12 @@ fn write_at_once(bytes: &[u8]) -> Result<usize, Errno> {
 }
 
 /// With a look first, so that a full pipe is not entered; a pipe with room takes a line of up to 4096 bytes at once.
-fn write_out(line: &str) {
+fn write_out(line: &[u8]) {
     // SAFETY: whatever descriptor 2 is, it is only borrowed for the call.
     let stderr = unsafe { std::os::fd::BorrowedFd::borrow_raw(2) };
     let mut fds = [PollFd::new(stderr, PollFlags::POLLOUT)];
     if poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::ZERO)) == Ok(1) {
-        let _ = nix::unistd::write(stderr, line.as_bytes());
+        let _ = nix::unistd::write(stderr, line);
     }
 }
 
@@ -169,9 +169,9 @@ fn json(level: Level, fields: Fields) -> String {
         event: fields.event.unwrap_or_default(),
         name: fields.name.unwrap_or_default(),
         token: fields.token,
-        holder: fields.holder,
-        reason: fields.reason,
-        msg: fields.msg,
+        holder: fields.holder.as_deref().map(shortened),
+        reason: fields.reason.as_deref().map(shortened),
+        msg: shortened(&fields.msg),
     };
     json_line(&line)
 }
