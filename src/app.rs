@@ -81,7 +81,9 @@ fn supervise(run: Run) -> Result<End, Failure> {
     logging::init(run.log_format, run.log_level);
     // Not to keep a folder busy; the database's path is absolute.
     let _ = std::env::set_current_dir("/");
-    let outcome = runtime()?.block_on(front(&run, forked, &store, terminal))?;
+    // Nor this: what is left to take down goes with the process.
+    let runtime = ManuallyDrop::new(runtime()?);
+    let outcome = runtime.block_on(front(&run, forked, &store, terminal))?;
     let command = run.command[0].to_string_lossy();
     report::conclude(&run.target.lease(), &with_path(&run.target, &outcome), run.settings.wait != Wait::No, &command);
     logging::flush();

@@ -71,6 +71,18 @@ pub fn set_mask(set: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
+pub fn unblock(signals: &[i32]) {
+    // SAFETY: the set is emptied before it is filled, and valid when it is used; the old one is not asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
+}
+
 pub fn block_all() {
     // SAFETY: the set is filled before it is used.
     let all = unsafe {

@@ -51,7 +51,7 @@ const LOG_RESERVE: i64 = 2 << 20;
 /// Pages in the write-ahead log from which it is copied back, after a reply and never before one.
 const CHECKPOINT_PAGES: i32 = 256;
 /// The same, behind a claim: the next start, if it finds nobody there, reads them all (measured: 1 us each).
-const CHECKPOINT_PAGES_AT_CLAIM: i32 = 64;
+const CHECKPOINT_PAGES_AT_CLAIM: i32 = 32;
 
 pub struct Database {
     connection: Connection,
@@ -333,7 +333,7 @@ impl Database {
             }
             _ => AppTable::row_of(record, app_row.as_ref()),
         });
-        row::upsert(&transaction, name, record, stamp, new_row.as_ref()).map_err(error)?;
+        row::write(&transaction, current.is_some(), name, record, stamp, new_row.as_ref()).map_err(error)?;
         if let Some(table) = table {
             table.write(&transaction, app_row.as_ref(), new_row.as_ref()).map_err(error)?;
         }
