@@ -44,6 +44,11 @@ pub enum Heard {
     Terminal(i32),
 }
 
+/// What the caller handed down. Must be the first call of the process.
+pub fn record() {
+    inherited::record();
+}
+
 pub struct Signals {
     /// Never dropped: to take a handler of each signal out is work that the end of the process does too.
     stream: ManuallyDrop<SignalsInfo<WithRawSiginfo>>,

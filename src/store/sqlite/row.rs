@@ -72,9 +72,7 @@ pub fn write(
         let sets: Vec<String> = COLUMNS.split(", ").enumerate().skip(1).map(|(at, column)| format!("{column} = ?{}", at + 1)).collect();
         format!("UPDATE lockrun_lease SET {} WHERE name = ?1", sets.join(", "))
     } else {
-        format!(
-            "INSERT INTO lockrun_lease ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
-        )
+        format!("INSERT INTO lockrun_lease ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)")
     };
     let holder = record.holder.as_ref();
     connection.prepare_cached(&sql)?.execute(params![
