@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::stage::spawn;
 use crate::tool;
 
 pub struct Etcd {
@@ -20,16 +21,12 @@ impl Etcd {
         let (server, client) = (tool("etcd", "etcd-server")?, tool("etcdctl", "etcd-client")?);
         let data = tempfile::tempdir().expect("a temporary folder");
         let (endpoint, peer) = (free(), free());
-        let server = Command::new(server)
-            .arg("--data-dir")
-            .arg(data.path().join("data"))
-            .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd starts");
+        let mut command = Command::new(server);
+        command.arg("--data-dir").arg(data.path().join("data"));
+        command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
+        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+        let server = spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()));
         let etcd = Etcd { server, client, endpoint, _data: data };
         let end = Instant::now() + Duration::from_secs(20);
         while !etcd.client().args(["endpoint", "health"]).output().is_ok_and(|output| output.status.success()) {

@@ -15,7 +15,7 @@ const NEVER: Duration = Duration::from_secs(15);
 const TRIES_OF_PEERS: usize = 3;
 
 pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
-    let tries = number("LOCKRUN_BENCH_TRIES", 20);
+    let tries = number("BENCH_TRIES", 20);
     println!("\nfail-over, from SIGKILL to the next command's start: lockrun {tries} tries, others {TRIES_OF_PEERS}");
     crate::head("");
     // (what, with a process that left its group and its parent, at most ms)

@@ -12,7 +12,7 @@ const WAITERS: [usize; 4] = [1, 10, 100, 1000];
 const WAITERS_OF_ETCDCTL: usize = 10;
 
 pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
-    let rounds = number("LOCKRUN_BENCH_ROUNDS", 50);
+    let rounds = number("BENCH_ROUNDS", 50);
     let mut flock_with_one = None;
     let mut lockrun_with_one = None;
     println!("\nhand-over, from the command's end to the next command's start: {rounds} times, two rounds of each tool in turn");

@@ -10,17 +10,20 @@ use crate::{Findings, number};
 /// lockrun's default: a twelfth of a minute.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Use {
-    switches: u64,
+    /// A thread went to sleep; what ends that is a wake-up.
+    sleeps: u64,
+    /// A thread had to make room for another: the machine is busy.
+    preempted: u64,
     /// On a processor, by proc_pid_schedstat.
     ran_ns: u64,
 }
 
 pub fn table_of(dir: &Path, findings: &mut Findings) {
-    let span = Duration::from_secs(number("LOCKRUN_BENCH_IDLE_SECONDS", 30) as u64);
+    let span = Duration::from_secs(number("BENCH_IDLE_SECONDS", 30) as u64);
     println!("\nidle for {span:?}, lockrun with its defaults (a heartbeat each {HEARTBEAT:?})");
-    println!("{:<30} {:>9} {:>12} {:>10} {:>14}", "", "Pss kB", "private kB", "wake-ups", "processor ms");
+    println!("{:<30} {:>9} {:>12} {:>10} {:>10} {:>14}", "", "Pss kB", "private kB", "wake-ups", "preempted", "processor ms");
     let tools = [Some(stage::lockrun(dir, &[])), stage::flock(dir)];
     for tool in tools.into_iter().flatten() {
         of(&tool, dir, span, findings);
@@ -32,17 +35,26 @@ fn of(tool: &Tool, dir: &Path, span: Duration, findings: &mut Findings) {
     let ((holder, guard), (standby, standby_guard)) = (stage.holder().expect("it runs"), stage.waiter());
     let rows = [("holder", Some(holder)), ("holder's guard", guard), ("standby", Some(standby)), ("standby's guard", standby_guard)];
     let rows: Vec<(&str, i32)> = rows.into_iter().filter_map(|(what, pid)| Some((what, pid?))).collect();
-    // What a start and the first beat leave to do is done.
-    std::thread::sleep(Duration::from_secs(1));
+    // What a start leaves to do is done once nothing has moved for a second.
+    let standby_alone = || [Some(standby), standby_guard].into_iter().flatten().map(used).collect::<Vec<Use>>();
+    let mut seen = standby_alone();
+    for _ in 0..30 {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = standby_alone();
+        if std::mem::replace(&mut seen, now.clone()) == now {
+            break;
+        }
+    }
     let before: Vec<Use> = rows.iter().map(|(_, pid)| used(*pid)).collect();
     std::thread::sleep(span);
     let mut pss = [0, 0];
     for ((what, pid), before) in rows.iter().zip(&before) {
         let after = used(*pid);
-        let (wakeups, ran) = (after.switches - before.switches, after.ran_ns - before.ran_ns);
+        let (wakeups, ran) = (after.sleeps - before.sleeps, after.ran_ns - before.ran_ns);
+        let preempted = after.preempted - before.preempted;
         let [whole, clean, dirty] = ["Pss:", "Private_Clean:", "Private_Dirty:"].map(|field| smaps(*pid, field));
         let name = format!("{} {what}", tool.name);
-        println!("{name:<30} {whole:>9} {:>12} {wakeups:>10} {:>14.2}", clean + dirty, ran as f64 / 1e6);
+        println!("{name:<30} {whole:>9} {:>12} {wakeups:>10} {preempted:>10} {:>14.2}", clean + dirty, ran as f64 / 1e6);
         pss[usize::from(what.starts_with("standby"))] += whole;
         if tool.name != "lockrun" {
             continue;
@@ -61,20 +73,23 @@ fn of(tool: &Tool, dir: &Path, span: Duration, findings: &mut Findings) {
     }
 }
 
-/// Of all its threads: each switch away from one is followed by a wake-up.
+/// Of all its threads.
 fn used(pid: i32) -> Use {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").filter_map(|task| Some(task.ok()?.path()));
     tasks.fold(Use::default(), |sum, task| {
         let status = fs::read_to_string(task.join("status")).unwrap_or_default();
-        let switches = status.lines().filter(|line| line.contains("ctxt_switches")).filter_map(last_number).sum::<u64>();
         let schedstat = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-        let ran_ns = schedstat.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0);
-        Use { switches: sum.switches + switches, ran_ns: sum.ran_ns + ran_ns }
+        Use {
+            sleeps: sum.sleeps + number_behind(&status, "voluntary_ctxt_switches:"),
+            preempted: sum.preempted + number_behind(&status, "nonvoluntary_ctxt_switches:"),
+            ran_ns: sum.ran_ns + number_behind(&schedstat, ""),
+        }
     })
 }
 
-fn last_number(line: &str) -> Option<u64> {
-    line.split_whitespace().last()?.parse().ok()
+fn number_behind(text: &str, key: &str) -> u64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok());
+    found.unwrap_or(0)
 }
 
 fn smaps(pid: i32, field: &str) -> u64 {

@@ -86,6 +86,8 @@ fn main() {
     if args.first().is_some_and(|arg| arg == witness::ROLE) {
         return witness::play(&args[1..]);
     }
+    // What loses its parent is ours, and is waited for.
+    nix::sys::prctl::set_child_subreaper(true).expect("since Linux 3.4");
     let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut findings = Findings::default();

@@ -11,7 +11,7 @@ use lockrun::store::Store;
 use lockrun::store::sqlite::{self, Open, Settings, SqliteStore};
 use nix::sys::signal::Signal;
 
-use crate::stage::send;
+use crate::stage::{send, spawn};
 use crate::{Findings, LOCKRUN, Times, number};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -31,14 +31,14 @@ impl Drop for Holders {
 }
 
 pub fn table_of(dir: &Path, findings: &mut Findings) {
-    let (holders, span) = (number("LOCKRUN_BENCH_HOLDERS", 1000), Duration::from_secs(number("LOCKRUN_BENCH_HOLD_SECONDS", 60) as u64));
+    let (holders, span) = (number("BENCH_HOLDERS", 1000), Duration::from_secs(number("BENCH_HOLD_SECONDS", 60) as u64));
     println!("\n{holders} holders of {holders} leases in one database, TTL {TTL:?}, for {span:?}");
     let database = dir.join("many.db");
     let mut copies = Holders(vec![]);
     for index in 0..holders {
         let mut command = Command::new(LOCKRUN);
         command.arg("-q").arg("--db").arg(&database).args(["--ttl", "10s", "--name", &format!("lease-{index}"), "--", "sleep", "100000"]);
-        copies.0.push(command.stdin(Stdio::null()).spawn().expect("it starts"));
+        copies.0.push(spawn(command.stdin(Stdio::null())));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
     let mut times = runtime.block_on(renewals(&database, holders, span));

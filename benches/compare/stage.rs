@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::etcd::Etcd;
@@ -107,7 +109,7 @@ impl<'a> Stage<'a> {
         let mut command = (self.tool.wrapper)();
         self.ear.append(&mut command, self.with_daemon);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        self.copies.push(command.spawn().expect("it starts"));
+        self.copies.push(spawn(&mut command));
     }
 
     /// The next start: when (ns), and whether it overlaps.
@@ -162,22 +164,24 @@ impl Drop for Stage<'_> {
         let holder = self.holder().map(|(holder, _)| holder);
         self.copies.sort_by_key(|copy| Some(copy.id() as i32) == holder);
         for copy in &mut self.copies {
-            let guards: Vec<i32> = children_of(copy.id() as i32);
+            let children = children_of(copy.id() as i32);
             let _ = copy.kill();
             let _ = copy.wait();
-            for guard in guards {
-                gone(guard);
+            for child in children {
+                if comm(child) != GUARD {
+                    send(child, Signal::SIGKILL);
+                }
+                let _ = waitpid(Pid::from_raw(child), None); // an orphan is ours: `main` has seen to it
             }
         }
     }
 }
 
-/// Waits for the end of a process that has lost its parent.
-fn gone(pid: i32) {
-    let end = Instant::now() + Duration::from_secs(5);
-    while Path::new(&format!("/proc/{pid}")).exists() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// Dies with this program, whatever ends that.
+pub fn spawn(command: &mut Command) -> Child {
+    // SAFETY: between fork and exec it makes one system call.
+    unsafe { command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)) };
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 pub fn send(pid: i32, signal: Signal) {
