@@ -28,6 +28,10 @@ const NEVER_FORWARDED: [i32; 11] = [
 /// Default action: nothing, or stop (signal(7)). All others end a process.
 const HARMLESS: [i32; 5] = [libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGTSTP, libc::SIGCHLD];
 
+/// What somebody who waits for a start would send. The others are heard a moment later: to register each of fifty costs a
+/// start more than to open the database.
+const FIRST: [i32; 6] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGCHLD];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// A child changed its state.
@@ -40,26 +44,46 @@ pub enum Heard {
     Terminal(i32),
 }
 
+/// What the caller handed down. Must be the first call of the process.
+pub fn record() {
+    inherited::record();
+}
+
 pub struct Signals {
     /// Never dropped: to take a handler of each signal out is work that the end of the process does too.
     stream: ManuallyDrop<SignalsInfo<WithRawSiginfo>>,
+    /// Not listened to yet.
+    later: Vec<i32>,
     terminal: bool,
     session_leader: bool,
 }
 
 impl Signals {
-    /// Inside the runtime. Unblocks what it listens to, whatever the caller had blocked; the rest stays as the caller had
-    /// it. A signal that the caller ignores (nohup) stays ignored.
+    /// Inside the runtime. Listens to the first ones and unblocks them, whatever the caller had blocked. The others stay
+    /// blocked, so that none is lost. A signal that the caller ignores (nohup) stays ignored.
     pub fn listen(terminal: bool) -> io::Result<Signals> {
-        let wanted = |signal: &i32| *signal == libc::SIGCHLD || (!NEVER_FORWARDED.contains(signal) && !inherited::is_ignored(*signal));
-        let listened: Vec<i32> = inherited::settable().filter(wanted).collect();
-        let stream = ManuallyDrop::new(SignalsInfo::new(&listened)?);
+        let (first, later): (Vec<i32>, Vec<i32>) = listened().partition(|signal| FIRST.contains(signal));
+        let stream = ManuallyDrop::new(SignalsInfo::new(&first)?);
         for signal in [libc::SIGTTIN, libc::SIGTTOU, libc::SIGPIPE] {
             inherited::set_disposition(signal, libc::SIG_IGN);
         }
-        inherited::set_mask(&inherited::mask_without(&listened));
+        inherited::unblock(&first);
         let session_leader = nix::unistd::getsid(None).is_ok_and(|leader| leader == nix::unistd::getpid());
-        Ok(Signals { stream, terminal, session_leader })
+        Ok(Signals { stream, later, terminal, session_leader })
+    }
+
+    /// To all of them, from the first call on. The mask becomes the caller's, but for what is listened to.
+    pub fn listen_to_all(&mut self) -> io::Result<()> {
+        if self.later.is_empty() {
+            return Ok(());
+        }
+        let handle = self.stream.handle();
+        for signal in self.later.drain(..) {
+            handle.add_signal(signal)?;
+        }
+        let all: Vec<i32> = listened().collect();
+        inherited::set_mask(&inherited::mask_without(&all));
+        Ok(())
     }
 
     /// Dropping it is safe.
@@ -78,6 +102,11 @@ impl Signals {
             (false, _) => Heard::Forward(signal),
         }
     }
+}
+
+fn listened() -> impl Iterator<Item = i32> {
+    let wanted = |signal: &i32| *signal == libc::SIGCHLD || (!NEVER_FORWARDED.contains(signal) && !inherited::is_ignored(*signal));
+    inherited::settable().filter(wanted)
 }
 
 /// Ends a process that has no command to pass it on to.

@@ -110,6 +110,9 @@ impl<'a, S: Store> Supervisor<'a, S> {
                 self.machine.handle(clock::snapshot(), Event::Tick);
                 continue;
             }
+            if request.is_none() {
+                self.listen_to_all(); // the claim is through, or there is somebody to wait for
+            }
             let deadline = self.kill_again_at.into_iter().chain(self.machine.deadline()).min();
             self.show(deadline);
             let event = tokio::select! {
@@ -150,7 +153,14 @@ impl<'a, S: Store> Supervisor<'a, S> {
         }
     }
 
+    fn listen_to_all(&mut self) {
+        if let Err(error) = self.signals.listen_to_all() {
+            report::warn(self.name, format!("signals: {error}; some will not be passed on"));
+        }
+    }
+
     fn on_time(&mut self) -> Event {
+        self.listen_to_all(); // also where the store does not answer
         // After a stop the guard may have told already what the clock would only guess at.
         if let Some(message) = self.guard.pending() {
             return self.on_guard(message);

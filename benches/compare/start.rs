@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{LOCKRUN, Row, table, tool};
+use crate::{Findings, LOCKRUN, Row, table, tool};
 
 const ROUNDS: usize = 200;
 const COMMAND: &str = "/bin/true";
 
-pub fn table_of(dir: &Path) {
+pub fn table_of(dir: &Path, findings: &mut Findings) {
     let flock = tool("flock", "util-linux");
     let tini = tool("tini", "tini");
     let setlock = tool("s6-setlock", "s6");
@@ -46,7 +46,11 @@ pub fn table_of(dir: &Path) {
             time
         })),
     ];
-    table("start-up", ROUNDS, "flock", rows);
+    let medians = table("start-up", ROUNDS, "flock", rows);
+    let of = |name| medians.iter().find(|(row, _)| *row == name).map(|(_, median)| *median);
+    for (row, limit) in [("lockrun", 2.0), ("lockrun, first start", 4.0)] {
+        findings.at_most(&format!("start-up of {row}, of flock's"), of(row).expect("measured"), of("flock"), limit);
+    }
 }
 
 fn lockrun(database: &Path) -> Duration {

@@ -1,5 +1,5 @@
-//! What the caller handed down, recorded before Rust's runtime changes it: signal dispositions, the signal mask, and
-//! which of the descriptors 0 to 2 are closed. Must never be read as the present state.
+//! What the caller handed down, recorded before anything changes it: signal dispositions, the signal mask, and which of the
+//! descriptors 0 to 2 are closed. Must never be read as the present state.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -16,15 +16,10 @@ fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
-// SAFETY: the section holds pointers to functions of this kind, and `record` needs nothing that is set up later.
-// Runs before `main`, where std sets SIGPIPE to ignored and opens /dev/null on closed descriptors.
-// SAFETY: the section holds pointers to functions of this type, which the C runtime calls once, before `main`.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static RECORD: extern "C" fn() = record;
-
-extern "C" fn record() {
-    // SAFETY: plain system calls on local, zeroed structures, in a process that has one thread and no runtime yet.
+/// Must be the first call of the process. After it a closed pipe is an error and not a signal, and 0 to 2 are open, so that
+/// nothing else gets their numbers.
+pub fn record() {
+    // SAFETY: plain system calls on local, zeroed structures, in a process that has one thread.
     unsafe {
         let mut blocked: libc::sigset_t = std::mem::zeroed();
         libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), &mut blocked);
@@ -42,9 +37,12 @@ extern "C" fn record() {
         for fd in 0..3 {
             if libc::fcntl(fd, libc::F_GETFD) == -1 {
                 CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
+                // The lowest number that is free: this one.
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
             }
         }
     }
+    set_disposition(libc::SIGPIPE, libc::SIG_IGN);
 }
 
 /// The caller had it ignored (nohup(1)).
@@ -71,6 +69,18 @@ pub fn set_mask(set: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
+pub fn unblock(signals: &[i32]) {
+    // SAFETY: the set is emptied before it is filled, and valid when it is used; the old one is not asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
+}
+
 pub fn block_all() {
     // SAFETY: the set is filled before it is used.
     let all = unsafe {
@@ -89,7 +99,7 @@ pub fn restore() {
     }
     let closed = CLOSED.load(Ordering::Relaxed);
     for fd in (0..3).filter(|fd| closed & (1 << fd) != 0) {
-        // SAFETY: std has put /dev/null there; nobody in this process uses it.
+        // SAFETY: /dev/null was put there; nobody in this process uses it.
         unsafe { libc::close(fd) };
     }
     set_mask(&mask_without(&[]));

@@ -42,9 +42,6 @@ pub struct Forked {
 pub fn start(job: &Job, now: fn() -> Moment, last_will: &dyn Fn(Token)) -> io::Result<Forked> {
     inherited::block_all();
     inherited::set_disposition(libc::SIGCHLD, libc::SIG_DFL);
-    // std's handlers (for stack overflows) return from a signal that another process sent, as if it had not come.
-    inherited::set_disposition(libc::SIGSEGV, libc::SIG_DFL);
-    inherited::set_disposition(libc::SIGBUS, libc::SIG_DFL);
     nix::sys::prctl::set_child_subreaper(true)?;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let front = nix::unistd::getpid().as_raw();

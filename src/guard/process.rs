@@ -157,7 +157,9 @@ impl<'a> Guard<'a> {
         let tenure = match message {
             ToGuard::Bye => {
                 // Nothing of ours lives when the front says so; if it is wrong, nothing may live on.
-                tree::signal_all(libc::SIGKILL);
+                if !self.reap() {
+                    tree::signal_all(libc::SIGKILL);
+                }
                 exit(0)
             }
             ToGuard::Lock(tenure)

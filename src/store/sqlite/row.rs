@@ -58,16 +58,22 @@ pub fn read_all(connection: &Connection) -> rusqlite::Result<Vec<LeaseRow>> {
     rows.collect()
 }
 
-pub fn upsert(
+/// `there`: the lease has a row already.
+pub fn write(
     connection: &Connection,
+    there: bool,
     name: &LeaseName,
     record: &Record,
     stamp: &Stamp,
     app_row: Option<&AppRow>,
 ) -> rusqlite::Result<usize> {
-    let sql = format!(
-        "INSERT OR REPLACE INTO lockrun_lease ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"
-    );
+    let sql = if there {
+        // Not INSERT OR REPLACE, which writes the page of the key's index too: half as much log to write, and to read at a start.
+        let sets: Vec<String> = COLUMNS.split(", ").enumerate().skip(1).map(|(at, column)| format!("{column} = ?{}", at + 1)).collect();
+        format!("UPDATE lockrun_lease SET {} WHERE name = ?1", sets.join(", "))
+    } else {
+        format!("INSERT INTO lockrun_lease ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)")
+    };
     let holder = record.holder.as_ref();
     connection.prepare_cached(&sql)?.execute(params![
         name.as_str(),
