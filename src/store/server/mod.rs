@@ -139,7 +139,7 @@ impl<C: Client> ServerStore<C> {
         let limit = self.limit();
         match tokio::time::timeout(limit, request).await {
             Ok(answer) => answer,
-            Err(_) => Err(StoreError::Unknown(format!("{}: no answer within {limit:?}", self.address))),
+            Err(_) => Err(StoreError::Unknown(format!("no answer within {limit:?}"))),
         }
     }
 
