@@ -30,10 +30,6 @@ fn url() -> impl Strategy<Value = (String, String)> {
         "//u:PASSWORD@h/d",
         "user_1:PASSWORD@h",
         "postgres://h/d?user=u&password=PASSWORD",
-        "kubernetes://u:PASSWORD@h",
-        "kubernetes:u:PASSWORD@h",
-        "k8s:ns?token=PASSWORD",
-        "k8s:ns?PASSWORD",
         "host=h user=u password=PASSWORD dbname=d",
     ]);
     let before = select(vec!["", "", "", "\"", "'", " ", "\t", "\n", "DATABASE_URL=", "jdbc:", "sqlite:", "\u{feff}", "é"]);

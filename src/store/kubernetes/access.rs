@@ -72,7 +72,8 @@ fn start(source: Source, limit: Duration) -> Making {
 async fn make(source: Source, limit: Duration) -> Result<Access, StoreError> {
     let gone = |error: tokio::task::JoinError| StoreError::Unknown(error.to_string());
     let reader = source.clone();
-    let mut config = tokio::task::spawn_blocking(move || reader.read()).await.map_err(gone)?.map_err(StoreError::Refused)?;
+    // It was good when this process started: if it is not now, somebody is writing it.
+    let mut config = tokio::task::spawn_blocking(move || reader.read()).await.map_err(gone)?.map_err(StoreError::Unknown)?;
     let renews = source.renews(&config.auth_info);
     let mut expires = None;
     // Not by kube, which asks the plugin three times for one client, waits for it on this thread, and does not get the

@@ -1,12 +1,13 @@
 //! What a cluster can do wrong while a lease is held or waited for. Nothing of it may ever let two commands run.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::{SHORT, World, assert_code, now_ns, since};
 use crate::common::report::log_lines;
-use crate::common::{alive, wait_until};
+use crate::common::{Running, alive, wait_until};
 use crate::fixture::Server;
 use crate::fixture::kubernetes::{ROLE, TOKEN, What};
 
@@ -50,55 +51,46 @@ fn an_api_server_that_is_away_longer_than_the_lease_ends_the_command_before_anot
 
 #[test]
 fn an_api_server_that_is_away_for_a_moment_is_ridden_out() {
-    let mut world = World::new();
-    let holder = world.start_holder(&["--ttl", "30s", "--heartbeat", "600ms"], UNTIL_GO);
-    for hung in [false, true] {
-        if hung {
-            world.server.freeze()
-        } else {
-            world.server.stop()
-        }
-        let said = if hung { 2 } else { 1 };
-        wait_until("the loss is said", || holder.stderr().matches("unreachable").count() == said);
-        if hung {
-            world.server.thaw()
-        } else {
-            world.server.start_again()
-        }
-        wait_until("the return is said", || holder.stderr().matches("recovered").count() == said);
-    }
-    go(&world);
+    let world = RefCell::new(World::new());
+    let holder = world.borrow().start_holder(&["--ttl", "30s", "--heartbeat", "1s"], UNTIL_GO);
+    is_ridden_out(&holder, || world.borrow_mut().server.stop(), || world.borrow_mut().server.start_again(), "refused");
+    is_ridden_out(&holder, || world.borrow().server.freeze(), || world.borrow().server.thaw(), "no answer");
+    go(&world.borrow());
     assert_code(&holder.finish(), 0);
-    assert_eq!(world.spec("holderIdentity"), "");
+    assert_eq!(world.borrow().spec("holderIdentity"), "");
+}
+
+/// The trouble is made, said with this word, ended, and the end said. On a loaded machine another may have come first.
+fn is_ridden_out(holder: &Running, make: impl Fn(), end: impl Fn(), word: &str) {
+    loop {
+        let before = holder.stderr().len();
+        let said = |what: &str| holder.stderr().get(before..).is_some_and(|text| text.contains(what));
+        make();
+        wait_until("the trouble is said", || said("unreachable"));
+        end();
+        wait_until("the end of it is said", || said("recovered"));
+        if said(word) {
+            return;
+        }
+    }
 }
 
 #[test]
 fn throttling_errors_and_a_right_that_is_taken_away_are_unknown_while_the_lease_is_held() {
     let world = World::new();
-    let holder = world.start_holder(&["--ttl", "30s", "--heartbeat", "600ms"], UNTIL_GO);
-    let mut said = 0;
+    let holder = world.start_holder(&["--ttl", "30s", "--heartbeat", "1s"], UNTIL_GO);
     for (what, word) in [
-        (What::Status(429, "TooManyRequests", Some(1)), "429"),
-        (What::Status(503, "ServiceUnavailable", None), "503"),
-        (What::CutAfter, ""),
-        (What::CutBefore, ""),
+        (What::Status(429, "TooManyRequests", Some(1)), "unreachable: 429"),
+        (What::Status(503, "ServiceUnavailable", None), "unreachable: 503"),
+        (What::CutAfter, "unreachable: it closed the connection"),
+        (What::CutBefore, "unreachable: it closed the connection"),
         (What::Slow(Duration::from_secs(2)), "no answer"),
     ] {
-        world.server.order("update", 2, what.clone());
-        said += 1;
-        wait_until("the trouble is said", || holder.stderr().matches("unreachable").count() == said);
-        assert!(holder.stderr().contains(word), "{what:?}: {}", holder.stderr());
-        world.server.call_off_faults();
-        wait_until("the end of it is said", || holder.stderr().matches("recovered").count() == said);
+        is_ridden_out(&holder, || world.server.order("update", 2, what.clone()), || world.server.call_off_faults(), word);
     }
-    for verbs in [Some(&["get"][..]), None] {
-        world.server.grant(TOKEN, verbs);
-        said += 1;
-        wait_until("the trouble is said", || holder.stderr().matches("unreachable").count() == said);
-        world.server.grant(TOKEN, Some(&ROLE));
-        wait_until("the end of it is said", || holder.stderr().matches("recovered").count() == said);
+    for (verbs, word) in [(Some(&["get"][..]), "unreachable: 403: leases.coordination.k8s.io"), (None, "unreachable: 401")] {
+        is_ridden_out(&holder, || world.server.grant(TOKEN, verbs), || world.server.grant(TOKEN, Some(&ROLE)), word);
     }
-    assert!(holder.stderr().contains("403: leases.coordination.k8s.io") && holder.stderr().contains("401"), "{}", holder.stderr());
     go(&world);
     assert_code(&holder.finish(), 0);
 }

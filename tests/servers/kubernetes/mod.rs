@@ -183,10 +183,13 @@ fn when_all_is_killed_the_next_waits_for_the_ttl_by_its_own_clock() {
     let world = World::new();
     let holder = world.start_holder(&SHORT, "exec sleep 600");
     let _waiter = world.start_waiter(&SHORT, "date +%s%N >began; exec sleep 600");
+    // Stopped first: whichever of them outlived the other by a moment would release the lease.
+    let both = [holder.pid(), holder.guard()];
+    for number in [Signal::SIGSTOP, Signal::SIGKILL] {
+        both.iter().for_each(|pid| signal(*pid, number));
+    }
     // The last renewal is at most a heartbeat old.
     let killed = now_ns();
-    signal(holder.guard(), Signal::SIGKILL);
-    holder.signal(Signal::SIGKILL);
     let span = since(killed, world.time_in("began"));
     println!("from kill -9 of everything to the next command, ttl 4 s: {span:?}");
     assert!(span > Duration::from_millis(4400 - 900), "before the holder's TTL was over: {span:?}");
