@@ -59,7 +59,7 @@ pub fn tell(name: &LeaseName, token: Option<Token>, report: &Report, lock_holder
 fn line(report: &Report, lock_holders: impl FnOnce() -> Vec<i32>) -> Option<(Level, Line)> {
     Some(match report {
         Report::Waiting { holder, acquired_ms, left, kernel_lock } => {
-            (Level::INFO, waiting(holder.as_ref(), *acquired_ms, *left, kernel_lock.then(lock_holders)))
+            (Level::INFO, waiting(holder.as_ref(), *acquired_ms, *left, kernel_lock.then_some(lock_holders)))
         }
         Report::Unreachable(error) => (Level::WARN, Line::new("unreachable", format!("unreachable: {error}; trying again")).because(error)),
         Report::Recovered => (Level::INFO, Line::new("recovered", "recovered: the store answers again")),
@@ -102,18 +102,24 @@ pub fn warn(name: &LeaseName, msg: impl Into<String>) {
     emit(name, Level::WARN, Line::new("warning", msg));
 }
 
-fn waiting(holder: Option<&Holder>, acquired_ms: Option<i64>, left: Option<Duration>, blockers: Option<Vec<i32>>) -> Line {
+/// `blockers` looks at every descriptor of every process: only where it is said who they are.
+fn waiting<F: FnOnce() -> Vec<i32>>(
+    holder: Option<&Holder>,
+    acquired_ms: Option<i64>,
+    left: Option<Duration>,
+    blockers: Option<F>,
+) -> Line {
     let blocked = |pids: &[i32]| match pids {
         [] => "somebody has the kernel lock: a copy that is about to start, or what an old holder left".to_string(),
         pids => format!("{} still have the kernel lock: a copy that is about to start, or what an old holder left", processes(pids)),
     };
     let Some(holder) = holder else {
-        let line = Line::new("waiting", format!("waiting: free, but {}", blocked(&blockers.unwrap_or_default())));
+        let line = Line::new("waiting", format!("waiting: free, but {}", blocked(&blockers.map(|find| find()).unwrap_or_default())));
         return line.because("kernel lock");
     };
     let since = acquired_ms.map(|ms| format!(" since {}", timestamp(ms))).unwrap_or_default();
     let line = match (left, blockers) {
-        (Some(Duration::ZERO), Some(pids)) => format!("waiting: the lease of {holder}{since} has run out, but {}", blocked(&pids)),
+        (Some(Duration::ZERO), Some(find)) => format!("waiting: the lease of {holder}{since} has run out, but {}", blocked(&find())),
         (Some(left), None) => format!("waiting: held by {holder}{since}, for another {} unless renewed", Seconds(left)),
         (_, _) => format!("waiting: held by {holder}{since}"),
     };

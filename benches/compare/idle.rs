@@ -35,7 +35,9 @@ fn of(tool: &Tool, dir: &Path, span: Duration, findings: &mut Findings) {
     let ((holder, guard), (standby, standby_guard)) = (stage.holder().expect("it runs"), stage.waiter());
     let rows = [("holder", Some(holder)), ("holder's guard", guard), ("standby", Some(standby)), ("standby's guard", standby_guard)];
     let rows: Vec<(&str, i32)> = rows.into_iter().filter_map(|(what, pid)| Some((what, pid?))).collect();
-    // What a start leaves to do is done once nothing has moved for a second.
+    // It says again that it waits after 10 s, and then after 70.
+    std::thread::sleep(Duration::from_secs(11));
+    // What that leaves to do is done once nothing has moved for a second.
     let standby_alone = || [Some(standby), standby_guard].into_iter().flatten().map(used).collect::<Vec<Use>>();
     let mut seen = standby_alone();
     for _ in 0..30 {
