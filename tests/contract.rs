@@ -1,6 +1,12 @@
 //! One contract for every store, and beside it what only SQLite has. Must never know how a store does it: what the machine
 //! relies on is here, the rest is not.
 
+#[path = "fixture/mod.rs"]
+mod fixture;
+#[cfg(feature = "postgres")]
+#[path = "contract/postgres.rs"]
+mod only_postgres;
+
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::task::Poll;
@@ -19,7 +25,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime").block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
 fn name() -> LeaseName {
@@ -176,6 +182,22 @@ macro_rules! contract {
             $(#[test] fn $test() {
                 let folder = super::folder();
                 super::block_on(super::$test(super::locking(folder.path())))
+            })+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            use super::fixture::{Server, postgres::Postgres};
+            $(#[test] fn $test() {
+                let server = Postgres::start();
+                super::block_on(super::$test(super::only_postgres::store(&server.url())))
+            })+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres_through_pgbouncer {
+            use super::fixture::{Server, postgres::PgBouncer};
+            $(#[test] fn $test() {
+                let server = PgBouncer::start();
+                super::block_on(super::$test(super::only_postgres::store(&server.url())))
             })+
         }
     };
