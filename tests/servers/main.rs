@@ -5,3 +5,5 @@
 mod common;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+#[cfg(feature = "postgres")]
+mod postgres;

@@ -37,7 +37,7 @@ pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
         ("synchronous_standby_names", standbys.as_str().into()),
         ("notifications", notifications.into()),
         ("tls", encrypted.into()),
-        ("server_ms", server_ms.parse::<i64>().map_or(Value::Null, Value::from)),
+        ("server_time_ms", server_ms.parse::<i64>().map_or(Value::Null, Value::from)),
     ];
     let mut warnings = vec![];
     if standbys.is_empty() {

@@ -62,7 +62,9 @@ fn db_error(error: &DbError) -> StoreError {
         SqlState::UNDEFINED_COLUMN | SqlState::WRONG_OBJECT_TYPE | SqlState::DATATYPE_MISMATCH => {
             "its lockrun tables are not as lockrun makes them; take another schema (options=-csearch_path=…)"
         }
-        SqlState::UNDEFINED_OBJECT | SqlState::INVALID_PARAMETER_VALUE | SqlState::CANT_CHANGE_RUNTIME_PARAM => "check options (PGOPTIONS)",
+        SqlState::SYNTAX_ERROR | SqlState::UNDEFINED_OBJECT | SqlState::INVALID_PARAMETER_VALUE | SqlState::CANT_CHANGE_RUNTIME_PARAM => {
+            "check options (PGOPTIONS)"
+        }
         _ => return StoreError::Unknown(said.to_string()),
     };
     StoreError::Refused(format!("{said}; {remedy}"))

@@ -128,7 +128,8 @@ impl Session {
         let session = match (login(first).await, second) {
             (Ok(session), _) => Ok(session),
             (Err((failure, true)), Some(second)) => {
-                login(second).await.map_err(|(other, _)| if matches!(other, StoreError::Refused(_)) { other } else { failure })
+                // That this way in is closed too says less than why the first one was.
+                login(second).await.map_err(|(other, way_closed)| if way_closed { failure } else { other })
             }
             (Err((failure, _)), _) => Err(failure),
         };

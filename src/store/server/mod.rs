@@ -58,7 +58,8 @@ pub trait Client: Sized {
     /// time and called again.
     fn changed(&mut self, name: &LeaseName, seen: &Version) -> impl Future<Output = Result<(), StoreError>>;
 
-    /// Reads, and writes as far as that changes nothing: what `check` shows of this store.
+    /// Reads, and writes as far as that changes nothing: what `check` shows of this store. A detail `server_time_ms` is
+    /// shown as its difference from the clock here.
     fn check(&mut self) -> impl Future<Output = Result<Facts, StoreError>>;
 }
 
@@ -79,7 +80,14 @@ impl<C: Client> ServerStore<C> {
     }
 
     pub async fn check(&self) -> Result<Facts, StoreError> {
-        self.request(async |client| client.check().await).await
+        let mut facts = self.request(async |client| client.check().await).await?;
+        let wall_ms = (self.settings.wall_ms)();
+        for (name, value) in &mut facts.details {
+            if let ("server_time_ms", Some(server_ms)) = (*name, value.as_i64()) {
+                (*name, *value) = ("clock_difference_ms", server_ms.saturating_sub(wall_ms).into());
+            }
+        }
+        Ok(facts)
     }
 
     /// Four fifths of an attempt, so that this is heard of before the machine's own "no answer in time".
