@@ -236,6 +236,19 @@ fn a_row_that_another_program_spoilt_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_servers_own_settings_change_nothing() {
+    let settings = ["standard_conforming_strings=off", "default_transaction_isolation=serializable", "synchronous_commit=off"];
+    let settings = [&settings[..], &["bytea_output=escape", "datestyle=german", "client_min_messages=debug5"]].concat();
+    let server = Postgres::with(&settings);
+    block_on(async {
+        super::a_record_comes_back_exactly(store(&server.url())).await;
+        server.sql("DELETE FROM lockrun_lease");
+        super::names_do_not_interfere_and_list_shows_all(store(&server.url())).await;
+    });
+    of_writes_that_race_exactly_one_is_done(&server.url());
+}
+
+#[test]
 fn tables_of_a_newer_lockrun_are_left_alone() {
     let server = Postgres::start();
     block_on(async { read(&store(&server.url()), &name()).await });

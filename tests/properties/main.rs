@@ -6,6 +6,8 @@
 
 mod command_line;
 mod damaged;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod records;
 mod secrets;
 mod shown;

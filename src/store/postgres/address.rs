@@ -276,3 +276,71 @@ impl fmt::Debug for Address {
         write!(f, "Address({self})")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+
+    fn parse(url: &str, variables: &[(&str, &str)]) -> Result<Address, String> {
+        let variable = |name: &str| variables.iter().find(|(given, _)| *given == name).map(|(_, value)| OsString::from(value));
+        Address::parse(url, &variable)
+    }
+
+    fn parts(url: &str, variables: &[(&str, &str)]) -> (String, Option<String>, String) {
+        let address = parse(url, variables).expect("a good URL");
+        (address.user.clone(), address.password.clone(), address.to_string())
+    }
+
+    #[test]
+    fn a_url_is_read_as_libpq_reads_it() {
+        let some = |user: &str, password: &str, shown: &str| (user.to_string(), Some(password.to_string()), shown.to_string());
+        assert_eq!(parts("postgres://u%40x:p%3A%2F%40@h:1/d%20b", &[]), some("u@x", "p:/@", "postgres://h:1/d b"));
+        assert_eq!(parts("postgres://u:a?b=c&d@h", &[]), some("u", "a?b=c&d", "postgres://h:5432/u"));
+        assert_eq!(parts("postgres://u:p@h/d?user=v&password=q&host=i&port=2", &[]), some("v", "q", "postgres://i:2/d"));
+        assert_eq!(parts("postgres://u:p@a:1,[::1]:2,c/d", &[]).2, "postgres://a:1,[::1]:2,c:5432/d");
+        assert_eq!(parts("postgres://u@a,b/d?port=7", &[]).2, "postgres://a:7,b:7/d");
+        assert_eq!(parts("postgres://u@/d?host=/run/x&port=7", &[]).2, "postgres:/run/x/.s.PGSQL.7/d");
+        assert_eq!(parts("postgres://u@%2Frun%2Fx/d", &[]).2, "postgres:/run/x/.s.PGSQL.5432/d");
+    }
+
+    #[test]
+    fn the_url_beats_the_variables_and_they_the_defaults() {
+        let variables =
+            [("PGHOST", "e"), ("PGPORT", "9"), ("PGUSER", "eve"), ("PGPASSWORD", "s"), ("PGDATABASE", "f"), ("PGSSLMODE", "require")];
+        assert_eq!(parts("postgres://", &variables), ("eve".into(), Some("s".into()), "postgres://e:9/f".into()));
+        assert_eq!(parts("postgres://u@h:1/d", &variables), ("u".into(), Some("s".into()), "postgres://h:1/d".into()));
+        assert_eq!(parse("postgres://", &variables).expect("good").tls.mode, Mode::Require);
+        assert_eq!(parse("postgres://?sslmode=disable", &variables).expect("good").tls.mode, Mode::Disable);
+        let address = parse("postgres://u@h", &[("HOME", "/home/u"), ("PGAPPNAME", "beat")]).expect("good");
+        assert_eq!((address.passfile, address.application_name), (Some("/home/u/.pgpass".into()), "beat".into()));
+    }
+
+    #[test]
+    fn root_certificates_raise_what_is_checked_as_libpqs_manual_says() {
+        let mode = |parameters: &str| parse(&format!("postgres://u@h?{parameters}"), &[]).expect("good").tls;
+        assert_eq!(mode("").mode, Mode::Prefer);
+        assert_eq!((mode("sslmode=require").mode, mode("sslmode=require").roots), (Mode::Require, Roots::System));
+        assert_eq!(mode("sslmode=require&sslrootcert=/ca").mode, Mode::VerifyCa);
+        assert_eq!(mode("sslmode=prefer&sslrootcert=/ca").mode, Mode::Prefer);
+        assert_eq!((mode("sslrootcert=system").mode, mode("sslrootcert=system").roots), (Mode::VerifyFull, Roots::System));
+    }
+
+    #[test]
+    fn a_slip_is_refused_without_showing_what_may_be_a_password() {
+        for url in [
+            "postgres://u:secret@x@h",
+            "postgres://u:12/secret@h/d",
+            "postgres://u:sec:ret@h:1:secret/d",
+            "postgres://u@h?secret",
+            "postgres://u@h?secret=1",
+            "postgres://u@h:secret/d",
+            "postgres://u:%secret@h",
+            "postgres://u@[::1/secret",
+        ] {
+            let why = parse(url, &[]).expect_err(url);
+            assert!(!why.contains("sec"), "{why}");
+        }
+    }
+}
