@@ -37,7 +37,7 @@ pub struct Cli {
 /// Which lease, where, and with which times: before or after a subcommand's name.
 #[derive(Debug, Args)]
 pub struct StoreArgs {
-    /// The store: a path or sqlite:PATH [env: LOCKRUN_DB, or LOCKRUN_DB_FILE naming a file that holds it]
+    /// The store: a path or sqlite:PATH, postgres://… [env: LOCKRUN_DB, or LOCKRUN_DB_FILE naming a file that holds it]
     #[arg(long, global = true, value_name = "DB")]
     pub db: Option<OsString>,
     /// The lease, 1 to 253 of A-Z a-z 0-9 . _ - / [env: LOCKRUN_NAME] [default: default]

@@ -93,18 +93,22 @@ impl Postgres {
     /// Whether notifications come: behind a pooler that gives each transaction another server, LISTEN succeeds and nothing
     /// ever arrives. One that comes along with the answer to a request of ours proves nothing, so another connection sends it.
     async fn subscribe(&mut self, channel: &str) -> Result<bool, StoreError> {
+        let answer = self.session.ask(&format!("LISTEN {channel}; SELECT pg_backend_pid()")).await.map_err(|error| store_error(&error))?;
         // Of this connection alone: nobody else is woken by it.
-        let proof = format!("{channel}_{:p}_{}", &self.session, std::process::id());
-        let listen = format!("LISTEN {channel}; LISTEN \"{proof}\"");
-        self.session.ask(&listen).await.map_err(|error| store_error(&error))?;
+        let proof = format!("{channel}_{}", sql::rows(&answer).first().and_then(|row| row.get(0)).unwrap_or_default());
+        self.session.ask(&format!("LISTEN {proof}")).await.map_err(|error| store_error(&error))?;
         // A server that is full lets no other one in, and then nothing is proved.
         let Ok(mut other) = Session::open(&self.address, self.limit).await else { return Ok(false) };
         let come = async {
-            other.ask(&format!("NOTIFY \"{proof}\"")).await.map_err(|error| store_error(&error))?;
+            other.ask(&format!("NOTIFY {proof}")).await.map_err(|error| store_error(&error))?;
             while self.session.listen().await? != proof {}
             Ok::<(), StoreError>(())
         };
-        Ok(matches!(timeout(PROOF.min(self.limit / 4), come).await, Ok(Ok(()))))
+        let comes = matches!(timeout(PROOF.min(self.limit / 4), come).await, Ok(Ok(())));
+        // Behind a pooler it is another's connection that goes on to listen, most likely the one that this reaches.
+        let no_more = if comes { format!("UNLISTEN {proof}") } else { format!("UNLISTEN {channel}; UNLISTEN {proof}") };
+        self.session.ask(&no_more).await.map_err(|error| store_error(&error))?;
+        Ok(comes)
     }
 }
 
@@ -176,16 +180,9 @@ impl Client for Postgres {
         };
         // Looked at after LISTEN and before each wait: what fell in between counts.
         while self.stands_at(name).await? == *seen {
-            let news = async {
-                while self.session.listen().await? != channel {}
-                Ok(())
-            };
             match comes {
-                true => news.await?,
-                false => tokio::select! {
-                    news = news => news?,
-                    () = sleep(POLL) => {}
-                },
+                true => drop(self.session.listen().await?),
+                false => sleep(POLL).await,
             }
         }
         Ok(())

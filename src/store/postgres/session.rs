@@ -28,6 +28,8 @@ use crate::store::StoreError;
 const NEXT_AFTER: u32 = 8;
 /// A dead way to the server is noticed by a waiter within half a minute.
 const KEEPALIVE: [u32; 3] = [15, 5, 3];
+/// As many notifications are kept until they are looked at.
+const HEARD: usize = 16;
 /// What PostgreSQL's protocol starts with, before TLS.
 const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
@@ -245,7 +247,8 @@ impl Session {
 fn drive(link: &mut Link, over: &mut bool, heard: &mut Vec<String>, context: &mut Context<'_>) -> Option<Error> {
     while !*over {
         match link.poll_message(context) {
-            Poll::Ready(Some(Ok(AsyncMessage::Notification(notification)))) => heard.push(notification.channel().to_string()),
+            // Behind a pooler others' come along with any answer; that something was heard is enough.
+            Poll::Ready(Some(Ok(AsyncMessage::Notification(news)))) if heard.len() < HEARD => heard.push(news.channel().to_string()),
             Poll::Ready(Some(Ok(_))) => {}
             Poll::Ready(Some(Err(error))) => {
                 *over = true;
@@ -327,7 +330,7 @@ async fn first_of(tries: Vec<Try<'_>>, pause: Duration) -> Result<Session, Vec<S
         });
         let ended = match waiting.len() {
             0 => Some(ended.await),
-            _ => timeout_none(pause, ended).await,
+            _ => within(pause, ended).await,
         };
         if let Some((index, result)) = ended {
             drop(running.swap_remove(index));
@@ -339,7 +342,7 @@ async fn first_of(tries: Vec<Try<'_>>, pause: Duration) -> Result<Session, Vec<S
     }
 }
 
-async fn timeout_none<T>(pause: Duration, work: impl Future<Output = T>) -> Option<T> {
+async fn within<T>(pause: Duration, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         done = work => Some(done),
