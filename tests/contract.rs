@@ -12,6 +12,9 @@ mod of_redis;
 #[cfg(feature = "kubernetes")]
 #[path = "contract/kubernetes.rs"]
 mod of_kubernetes;
+#[cfg(feature = "postgres")]
+#[path = "contract/postgres.rs"]
+mod of_postgres;
 
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -218,6 +221,22 @@ macro_rules! contract {
             $(#[test] fn $test() {
                 let server = Etcd::start();
                 super::block_on(super::$test(super::of_etcd::store(&server.url())))
+            })+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            use super::fixture::{Server, postgres::Postgres};
+            $(#[test] fn $test() {
+                let server = Postgres::start();
+                super::block_on(super::$test(super::of_postgres::store(&server.url())))
+            })+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres_through_pgbouncer {
+            use super::fixture::{Server, postgres::PgBouncer};
+            $(#[test] fn $test() {
+                let server = PgBouncer::start();
+                super::block_on(super::$test(super::of_postgres::store(&server.url())))
             })+
         }
     };

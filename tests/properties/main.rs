@@ -8,6 +8,8 @@ mod command_line;
 mod damaged;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod records;
 #[cfg(feature = "redis")]
 mod redis;

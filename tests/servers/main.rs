@@ -41,3 +41,5 @@ mod etcd;
 mod etcd_cluster;
 mod redis;
 mod kubernetes;
+#[cfg(feature = "postgres")]
+mod postgres;
