@@ -89,6 +89,8 @@ trait Names {
 
 impl Names for MemoryStore {}
 impl Names for SqliteStore {}
+#[cfg(feature = "tls")]
+impl Names for lockrun::store::any::AnyStore {}
 
 // What every store must do
 

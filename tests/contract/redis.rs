@@ -13,6 +13,8 @@ use super::fixture::redis::Redis as Server;
 use super::fixture::{self, Server as _};
 use super::{block_on, free, held, is_free, name, put, read};
 
+impl super::Names for ServerStore<Redis> {}
+
 pub fn store(server: &Server) -> ServerStore<Redis> {
     store_at(&server.url(), false)
 }

@@ -42,6 +42,28 @@ fn a_log_that_was_removed_leaves_one_command_running() {
     one_is_left_after(|scene| remove(scene, &["-wal", "-shm"]));
 }
 
+/// SQLite's own locks are in the index of the log (-shm): with two of them, neither side sees what the other one writes. Here
+/// the record alone keeps the other copy out, as it does whenever the kernel lock came free for a moment.
+#[test]
+fn an_index_of_the_log_that_was_removed_hides_no_renewal_from_a_newcomer() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("x.db-lockrun")).expect("a folder: no kernel lock");
+    let mut gate = Gate::new(&scene, "gate");
+    let holder = scene.start(&mut scene.lockrun(["--", "sh", "-c", &scene.witness("read go <gate")]));
+    scene.wait_for_starts(1);
+    remove(&scene, &["-shm"]);
+    let next = scene.start(&mut scene.lockrun(["--", "sh", "-c", &scene.witness("true")]));
+    next.wait_for_stderr("waiting");
+    let start = std::time::Instant::now();
+    // Twice the TTL, in which the holder renews.
+    wait_until("a second start, or the time for it", || scene.starts().len() > 1 || start.elapsed().as_secs() > 6);
+    assert_eq!((scene.starts().len(), commands_alive(&scene)), (1, 1), "{}", holder.stderr());
+    gate.open();
+    assert_eq!(holder.finish().code(), 0);
+    assert_eq!(next.finish().code(), 0);
+    scene.assert_exclusion();
+}
+
 /// Whoever has the kernel lock of the new side file is let in when the database goes too, however much later.
 #[test]
 fn a_side_file_that_was_removed_is_the_holders_again_also_when_another_copy_has_made_it_anew() {

@@ -53,12 +53,16 @@ const CHECKPOINT_PAGES: i32 = 256;
 /// The same, behind a claim: the next start, if it finds nobody there, reads them all (measured: 1 us each).
 const CHECKPOINT_PAGES_AT_CLAIM: i32 = 32;
 
+/// The write-ahead log, and its index.
+const LOG_FILES: [&str; 2] = ["-wal", "-shm"];
+
 pub struct Database {
     connection: Connection,
     path: PathBuf,
     inode: Inode,
-    /// Of the write-ahead log: removed under us, it takes every write along.
-    log_inode: Option<Inode>,
+    /// Of the write-ahead log and of its index. Removed under us, the log takes every write along; and in the index are SQLite's
+    /// own locks: whoever opens a new one sees nothing of what is written by the old one, and is not kept from writing.
+    log_inodes: [Option<Inode>; 2],
     /// Around every write transaction.
     pub turnstile: Turnstile,
     /// Boottime, in nanoseconds: a lock that is not to be had by then is "busy".
@@ -117,7 +121,7 @@ impl Database {
             connection,
             path: path.to_path_buf(),
             inode: (0, 0),
-            log_inode: None,
+            log_inodes: [None; 2],
             turnstile: Turnstile::new(path, mode == Open::Create, Arc::clone(&patience), now),
             patience,
             log_pages,
@@ -131,7 +135,7 @@ impl Database {
         }
         database.prepare(mode, now)?;
         if database.wal {
-            database.log_inode = inode(&database.log_path());
+            database.log_inodes = LOG_FILES.map(|ending| inode(&database.beside(ending)));
         }
         database.inode = inode(path).filter(|after| before.is_none_or(|before| before == *after)).ok_or_else(moved)?;
         Ok(database)
@@ -257,12 +261,13 @@ impl Database {
     /// The files at the path are the ones that are open here. A write-ahead log hides that they were deleted or replaced:
     /// its writes go on to succeed.
     pub fn is_in_place(&self) -> bool {
-        inode(&self.path) == Some(self.inode) && self.log_inode.is_none_or(|log| inode(&self.log_path()) == Some(log))
+        let mut log = self.log_inodes.into_iter().zip(LOG_FILES);
+        inode(&self.path) == Some(self.inode) && log.all(|(log, ending)| log.is_none_or(|log| inode(&self.beside(ending)) == Some(log)))
     }
 
-    fn log_path(&self) -> PathBuf {
+    fn beside(&self, ending: &str) -> PathBuf {
         let mut name = self.path.as_os_str().to_owned();
-        name.push("-wal");
+        name.push(ending);
         PathBuf::from(name)
     }
 
@@ -368,10 +373,10 @@ impl Database {
     fn reserve_log(&self) {
         use std::os::fd::AsRawFd;
         let enough = |metadata: fs::Metadata| metadata.blocks() * 512 >= LOG_RESERVE as u64;
-        if fs::metadata(self.log_path()).is_ok_and(enough) {
+        if fs::metadata(self.beside(LOG_FILES[0])).is_ok_and(enough) {
             return;
         }
-        if let Ok(log) = fs::OpenOptions::new().write(true).open(self.log_path()) {
+        if let Ok(log) = fs::OpenOptions::new().write(true).open(self.beside(LOG_FILES[0])) {
             // SAFETY: no pointers.
             unsafe { libc::fallocate(log.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, 0, LOG_RESERVE) };
         }
