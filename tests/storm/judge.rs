@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::faults::{self, HEARTBEAT, KILL_TIME, Leaves, Rule, SLACK};
+use crate::faults::{self, LATE, Leaves, Rule, SLACK, Table, Times, sqlite};
 use crate::history::{ALL, Event, Line};
 
 const NO_FAULT: &str = "(none: the command ended)";
@@ -53,10 +53,10 @@ pub struct Verdict {
 }
 
 /// `lines` in any order; the numbers in the verdict are places in `lines` sorted by time.
-pub fn judge(lines: &mut [Line]) -> Verdict {
+pub fn judge(lines: &mut [Line], table: &Table) -> Verdict {
     lines.sort_by_key(|line| line.t);
     let lines = &*lines;
-    let spans = spans(lines);
+    let spans = spans(lines, table);
     let mut verdict = Verdict::default();
     for span in &spans {
         verdict.rows.entry(span.rule.name).or_default().injected += 1;
@@ -67,25 +67,25 @@ pub fn judge(lines: &mut [Line]) -> Verdict {
     for ring in rings {
         let spans: Vec<&Span> = spans.iter().filter(|span| span.ring == ring || span.ring == ALL).collect();
         let own: Vec<(usize, &Line)> = lines.iter().enumerate().filter(|(_, line)| line.ring == ring).collect();
-        judge_ring(&own, &spans, &mut verdict);
+        judge_ring(&own, &spans, &table.times, &mut verdict);
     }
     verdict.problems.sort();
     verdict
 }
 
-fn spans(lines: &[Line]) -> Vec<Span> {
+fn spans(lines: &[Line], table: &Table) -> Vec<Span> {
     let last = lines.last().map_or(0, |line| line.t);
     let over: BTreeMap<u64, i64> =
         lines.iter().filter_map(|line| if let Event::Over { id } = line.event { Some((id, line.t)) } else { None }).collect();
     let span = |line: &Line| {
         let Event::Fault { id, kind, .. } = &line.event else { return None };
-        let rule = faults::by_name(kind).expect("a fault of the table");
+        let rule = table.by_name(kind).expect("a fault of the table");
         Some(Span { rule, ring: line.ring.clone(), from: line.t, to: *over.get(id).unwrap_or(&last) })
     };
     lines.iter().filter_map(span).collect()
 }
 
-fn judge_ring(lines: &[(usize, &Line)], spans: &[&Span], verdict: &mut Verdict) {
+fn judge_ring(lines: &[(usize, &Line)], spans: &[&Span], times: &Times, verdict: &mut Verdict) {
     let mut last_token = None;
     let mut closed = false;
     for (place, (number, line)) in lines.iter().enumerate() {
@@ -106,7 +106,7 @@ fn judge_ring(lines: &[(usize, &Line)], spans: &[&Span], verdict: &mut Verdict) 
                 let later = &lines[place + 1..];
                 let until = later.iter().find(alone).or_else(|| later.iter().find(next)).map_or(line.t, |later| later.1.t);
                 verdict.overlaps += 1;
-                if spans.iter().any(|span| is_excused(span, line.t, until)) {
+                if spans.iter().any(|span| is_excused(span, times, line.t, until)) {
                     verdict.excused += 1;
                 } else {
                     wrong(format!("overlap: {token} ran beside {with} for {} ms", (until - line.t) / 1000));
@@ -135,7 +135,7 @@ fn judge_gap(number: usize, line: &Line, since: i64, spans: &[&Span], hand_over:
     // In the order of their beginnings: one that begins before the ring need be well again puts that moment off.
     for span in spans.iter().filter(|span| span.from <= line.t && span.idle_until() >= since) {
         if span.from <= until {
-            if span.rule.name != faults::LATE {
+            if span.rule.name != LATE {
                 cause = span.rule.name;
             }
             until = until.max(span.idle_until());
@@ -153,8 +153,8 @@ fn judge_gap(number: usize, line: &Line, since: i64, spans: &[&Span], hand_over:
     }
 }
 
-fn is_excused(span: &Span, from: i64, until: i64) -> bool {
-    let window = micros(HEARTBEAT + HEARTBEAT / 2 + KILL_TIME + SLACK);
+fn is_excused(span: &Span, times: &Times, from: i64, until: i64) -> bool {
+    let window = micros(times.heartbeat + times.heartbeat / 2 + times.kill_time + SLACK);
     span.rule.leaves == Leaves::TwoForAMoment && span.from <= from && until <= span.to + window
 }
 
@@ -165,7 +165,7 @@ fn judge_exit(code: i32, at: i64, closed: bool, spans: &[&Span]) -> Option<Strin
         let before = spans.iter().filter(|span| span.from <= at);
         let damage = |span: &&Span| matches!(span.rule.leaves, Leaves::Damage | Leaves::Truncated);
         // The last that harmed it or made it anew; a copy may take some time to say so.
-        let last = before.clone().filter(|span| damage(span) || faults::makes_anew(span.rule)).max_by_key(|span| span.from);
+        let last = before.clone().filter(|span| damage(span) || sqlite::makes_anew(span.rule)).max_by_key(|span| span.from);
         last.is_some_and(damage) || before.filter(near).any(damage)
     };
     let unusable = || spans.iter().filter(near).any(|span| matches!(span.rule.leaves, Leaves::Unusable | Leaves::ReadOnly));

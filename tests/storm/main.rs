@@ -1,7 +1,11 @@
 //! `tests/torture`: many copies of the real lockrun around a command that holds a kernel lock, faults drawn by a seed, and a
 //! judge that reads the history. Never part of the product.
 
+mod asked;
 mod faults;
+mod files;
+#[path = "../fixture/mod.rs"]
+mod fixture;
 mod history;
 mod judge;
 mod keeper;
@@ -13,10 +17,13 @@ mod ring;
 // The command writes the list, the harness reads it.
 #[path = "../probe/roster.rs"]
 mod roster;
+mod serve;
+mod site;
 mod strike;
 mod world;
 
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,24 +32,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use faults::{Kind, Needs, Rule};
+use asked::{Asked, Engine, Store};
+use faults::{Kind, Needs};
+use files::Files;
 use keeper::{Keeper, MARK};
 use procs::Procs;
 use random::Random;
 use ring::Ring;
+use site::Site;
 use world::World;
 
-const RINGS: usize = 4;
 const COPIES: usize = 3;
-const DISK: u64 = 24 << 20;
-
-struct Asked {
-    seconds: u64,
-    db: Option<PathBuf>,
-    seed: u64,
-    faults: Vec<&'static Rule>,
-    lockrun: PathBuf,
-}
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -55,72 +55,24 @@ fn main() -> ExitCode {
             keeper::run(Path::new(root));
             ExitCode::SUCCESS
         }
-        args => match parse(args) {
+        ["serve", engine] => {
+            serve::run(Engine::by_name(engine).expect("a name that this program gave"));
+            ExitCode::SUCCESS
+        }
+        args => match asked::parse(args) {
             Ok(asked) => run(asked),
             Err(text) => {
-                eprintln!("tests/torture: {text}\n\n{}", usage());
+                eprintln!("tests/torture: {text}\n\n{}", asked::usage());
                 ExitCode::from(2)
             }
         },
     }
 }
 
-fn usage() -> String {
-    format!(
-        "usage: tests/torture SECONDS [--store URL] [--seed N] [--faults A,B] [--lockrun PATH]
-  --store    a new database in an empty folder, as a path or sqlite:PATH; if not given: several, in a new temporary folder
-  --seed     which faults come in which order; if not given: another one each time, which is printed
-  --faults   none, or of {}
-             (not given: all but {}, which steps the clock of the whole machine)
-  --lockrun  another program in lockrun's place",
-        faults::known(),
-        faults::CLOCK
-    )
-}
-
-fn parse(args: &[&str]) -> Result<Asked, String> {
-    let here = std::env::current_exe().map_err(|error| error.to_string())?;
-    let lockrun = here.parent().and_then(Path::parent).expect("in examples").join("lockrun");
-    let mut asked = Asked { seconds: 0, db: None, seed: history::now() as u64 % 1_000_000, faults: faults::asked(None)?, lockrun };
-    let mut args = args.iter().copied();
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or_else(|| format!("{arg}: a value is missing"));
-        match arg {
-            "--store" => asked.db = Some(database(value()?)?),
-            "--seed" => asked.seed = value()?.parse().map_err(|_| "--seed: not a number".to_string())?,
-            "--faults" => asked.faults = faults::asked(Some(value()?))?,
-            "--lockrun" => asked.lockrun = PathBuf::from(value()?),
-            seconds => asked.seconds = seconds.parse().map_err(|_| format!("{seconds}: not known, and not a number of seconds"))?,
-        }
-    }
-    if asked.seconds == 0 {
-        return Err("say for how many seconds".to_string());
-    }
-    if asked.db.is_some() {
-        let (fit, rest) = asked.faults.into_iter().partition(|rule| rule.needs == Needs::Machine || Kind::SqliteInFolder.has(rule.needs));
-        asked.faults = fit;
-        rest.iter().for_each(|rule: &&Rule| println!("left out, not for a store that is given: {}", rule.name));
-    }
-    asked.lockrun = asked.lockrun.canonicalize().map_err(|error| format!("{}: {error}", asked.lockrun.display()))?;
-    Ok(asked)
-}
-
-/// A new database in an empty folder only: the faults delete and damage what they find there.
-fn database(url: &str) -> Result<PathBuf, String> {
-    let path = url.strip_prefix("sqlite:").unwrap_or(url);
-    if path.contains("://") {
-        return Err(format!("--store {url}: only SQLite so far"));
-    }
-    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-    let mut beside = path.parent().map(std::fs::read_dir).transpose().map_err(|error| format!("--store {url}: its folder: {error}"))?;
-    if beside.as_mut().is_none_or(|beside| beside.next().is_some()) {
-        return Err(format!("--store {url}: it will be deleted and damaged; name a new file in an empty folder"));
-    }
-    Ok(path)
-}
-
 fn run(asked: Asked) -> ExitCode {
     let root = tempfile::Builder::new().prefix("lockrun-torture-").tempdir().expect("a temporary folder").keep();
+    // A server in it may run as another user.
+    std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).expect("it is ours");
     println!("seed {}, {} s, {} faults, in {}", asked.seed, asked.seconds, asked.faults.len(), root.display());
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -135,7 +87,7 @@ fn run(asked: Asked) -> ExitCode {
         std::process::exit(2);
     }));
     let procs = Procs::new((MARK.to_string(), root.display().to_string()));
-    let world = World::new(root.clone(), &asked.lockrun, procs, asked.faults.clone());
+    let world = World::new(root.clone(), &asked.lockrun, procs, asked.store.table(), asked.faults.clone());
     let rings = rings(&asked, &world).expect("the rings");
     torment(&world, &rings, &asked, &interrupted);
     let good = report(&world, &asked);
@@ -148,27 +100,33 @@ fn run(asked: Asked) -> ExitCode {
     }
 }
 
-/// Half of them have a disk of their own, if a fault needs one.
+/// Of SQLite's half have a disk of their own, if a fault needs one.
 fn rings(asked: &Asked, world: &World) -> std::io::Result<Vec<Ring>> {
-    if let Some(db) = &asked.db {
-        return Ok(vec![Ring::new(&world.root, "given".to_string(), Some(db.clone()), Kind::SqliteInFolder, COPIES)?]);
-    }
-    let disks = asked.faults.iter().any(|rule| rule.needs == Needs::Disk);
-    let ring = |number: usize| {
-        let kind = if disks && number % 2 == 1 { Kind::SqliteOnDisk } else { Kind::SqliteInFolder };
-        let ring = Ring::new(&world.root, format!("ring{number}"), None, kind, COPIES)?;
-        if kind == Kind::SqliteOnDisk {
-            let (image, folder) = (ring.dir.join("disk"), ring.dir.join("db"));
-            std::fs::File::create(&image)?.set_len(DISK)?;
-            let path = |path: &Path| path.to_str().expect("UTF-8").to_string();
-            // Blocks as large as pages, as any but the smallest disks have: SQLite makes room for its -shm by a byte in each
-            // page, and where that is not a whole page, to write to the rest of it on a full disk is SIGBUS.
-            world.procs.run("mkfs.ext4", &["-q", "-b", "4096", "-m", "0", &path(&image)])?;
-            world.procs.run("mount", &["-o", "loop", &path(&image), &path(&folder)])?;
+    let new = |name: String, kind, store: &dyn Fn(&Path) -> std::io::Result<ring::Store>| Ring::new(world, name, kind, COPIES, store);
+    let named = |number: usize| format!("ring{number}");
+    match &asked.store {
+        Store::Sqlite => {
+            let disks = asked.faults.iter().any(|rule| rule.needs == Needs::Disk);
+            let ring = |number: usize| match disks && number % 2 == 1 {
+                true => new(named(number), Kind::SqliteOnDisk, &|dir| Files::on_disk(dir, &world.procs).map(ring::Store::Files)),
+                false => new(named(number), Kind::SqliteInFolder, &|dir| Files::in_folder(dir).map(ring::Store::Files)),
+            };
+            (0..4).map(ring).collect()
         }
-        Ok(ring)
-    };
-    (0..RINGS).map(ring).collect()
+        Store::SqliteAt(db) => {
+            let files = |dir: &Path| Files::given(db, dir).map(ring::Store::Files);
+            Ok(vec![new("given".to_string(), Kind::SqliteInFolder, &files)?])
+        }
+        // Fewer: the servers and the networks need the machine too.
+        Store::Server(engine) => {
+            let site = |_: &Path| Site::own(*engine, COPIES, world).map(ring::Store::Server);
+            (0..3).map(|number| new(named(number), Kind::OwnServer, &site)).collect()
+        }
+        Store::ServerAt(engine, url) => {
+            let site = |_: &Path| Site::given(url, *engine, COPIES).map(ring::Store::Server).map_err(std::io::Error::other);
+            (0..3).map(|number| new(named(number), Kind::GivenServer, &site)).collect()
+        }
+    }
 }
 
 fn torment(world: &World, rings: &[Ring], asked: &Asked, interrupted: &AtomicBool) {
@@ -206,7 +164,7 @@ fn torment(world: &World, rings: &[Ring], asked: &Asked, interrupted: &AtomicBoo
 /// True: nothing is wrong.
 fn report(world: &World, asked: &Asked) -> bool {
     let mut lines = history::read(&world.root.join("history")).expect("the history");
-    let verdict = judge::judge(&mut lines);
+    let verdict = judge::judge(&mut lines, world.table);
     print!("{}", judge::describe(&verdict));
     let stuck = world.stuck.lock().expect("no thread panics").clone();
     let good = verdict.problems.is_empty() && stuck.is_none();

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,12 +34,16 @@ impl Procs {
         procs
     }
 
-    /// In a session of its own, marked, with no LOCKRUN_* of the outside.
     pub fn spawn(&self, command: &mut Command) -> io::Result<i32> {
+        Ok(self.start(command.stdin(Stdio::null()))?.id() as i32)
+    }
+
+    /// In a session of its own, marked, with no LOCKRUN_* of the outside. Its status is the reaper's.
+    pub fn start(&self, command: &mut Command) -> io::Result<Child> {
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("LOCKRUN_")) {
             command.env_remove(key);
         }
-        command.env(&self.mark.0, &self.mark.1).stdin(Stdio::null());
+        command.env(&self.mark.0, &self.mark.1);
         // SAFETY: setsid is a plain system call, safe between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -49,9 +53,9 @@ impl Procs {
         }
         // Held meanwhile, so that the reaper cannot see an end before its beginning, nor take one that `spawn` waits for.
         let mut children = self.shared.0.lock().expect("no thread panics");
-        let pid = command.spawn()?.id() as i32;
-        children.insert(pid, None);
-        Ok(pid)
+        let child = command.spawn()?;
+        children.insert(child.id() as i32, None);
+        Ok(child)
     }
 
     /// Its code, once, if it has ended.

@@ -6,15 +6,17 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::Signal;
 
-use crate::faults::{self, GRACE, HEARTBEAT, Kind, TTL};
+use crate::faults::{Kind, REPAIR};
+use crate::files::Files;
 use crate::history::{Event, now};
 use crate::play::{self, Life};
 use crate::procs::{guard_of, look, send};
 use crate::random::Random;
+use crate::site::Site;
 use crate::world::World;
 
 /// A holder shows that it lives within this time, in microseconds.
@@ -27,17 +29,22 @@ const FORBIDDEN: &str = "panicked";
 pub struct Ring {
     pub name: String,
     pub dir: PathBuf,
-    pub db: PathBuf,
     pub kind: Kind,
+    pub store: Store,
     life: File,
     copies: Mutex<Vec<Copy>>,
     /// How many copies refused the database since it was last waited for a holder.
     refused: AtomicUsize,
-    /// When the side file was last removed, in microseconds.
-    bared: AtomicI64,
+}
+
+/// Where the record is.
+pub enum Store {
+    Files(Files),
+    Server(Site),
 }
 
 struct Copy {
+    number: usize,
     name: String,
     pid: Option<i32>,
     /// It is started at this time, in microseconds.
@@ -56,21 +63,15 @@ pub struct Holder {
 }
 
 impl Ring {
-    pub fn new(root: &Path, name: String, db: Option<PathBuf>, kind: Kind, copies: usize) -> io::Result<Ring> {
-        let dir = root.join(&name);
+    pub fn new(world: &World, name: String, kind: Kind, copies: usize, store: impl FnOnce(&Path) -> io::Result<Store>) -> io::Result<Ring> {
+        let dir = world.root.join(&name);
         fs::create_dir(&dir)?;
-        // The keeper looks there for what must be undone.
-        match db.as_deref().and_then(Path::parent) {
-            Some(folder) => std::os::unix::fs::symlink(folder, dir.join("db"))?,
-            None => fs::create_dir(dir.join("db"))?,
-        }
         let copies = (0..copies).map(|number| {
             let name = format!("{name}.{number}");
-            Copy { log: dir.join(format!("stderr-{number}")), name, pid: None, due: 0, read: 0 }
+            Copy { number, log: dir.join(format!("stderr-{number}")), name, pid: None, due: 0, read: 0 }
         });
-        let (life, copies) = (play::open(&dir, "life"), Mutex::new(copies.collect()));
-        let db = db.unwrap_or_else(|| dir.join("db/x.db"));
-        Ok(Ring { name, db, kind, life, copies, refused: AtomicUsize::new(0), bared: AtomicI64::new(0), dir })
+        let (life, copies, store) = (play::open(&dir, "life"), Mutex::new(copies.collect()), store(&dir)?);
+        Ok(Ring { name, kind, store, life, copies, refused: AtomicUsize::new(0), dir })
     }
 
     pub fn open(&self, world: &World) {
@@ -109,21 +110,19 @@ impl Ring {
     }
 
     fn start(&self, world: &World, copy: &Copy) -> io::Result<i32> {
+        let times = &world.table.times;
         let mut command = Command::new(&world.lockrun);
-        let millis = |millis: i64| format!("{millis}ms");
-        command.args([
-            "--ttl",
-            &millis(TTL),
-            "--heartbeat",
-            &millis(HEARTBEAT),
-            "--grace",
-            &millis(GRACE),
-            "-v",
-            "--log-format",
-            "json",
-            "--db",
-        ]);
-        command.arg(&self.db).arg("--").arg(&world.player).arg("play").arg(&self.dir).current_dir(&world.root);
+        for (option, millis) in [("--ttl", times.ttl), ("--heartbeat", times.heartbeat), ("--grace", times.grace)] {
+            command.args([option, &format!("{millis}ms")]);
+        }
+        // A server that is given has other leases, too.
+        let run = world.root.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+        command.args(["-v", "--log-format", "json", "--name", &format!("{run}-{}", self.name), "--db"]);
+        match &self.store {
+            Store::Files(files) => command.arg(&files.db),
+            Store::Server(site) => command.arg(site.url(copy.number)),
+        };
+        command.arg("--").arg(&world.player).arg("play").arg(&self.dir).current_dir(&world.root);
         let log = File::options().append(true).create(true).open(&copy.log)?;
         world.procs.spawn(command.stdout(log.try_clone()?).stderr(log))
     }
@@ -154,10 +153,9 @@ impl Ring {
         known.then_some(Holder { token: life.token, front, guard, command: life.pid })
     }
 
-    /// The kernel lock that the command inherited is the one that others wait for. If not, the side file having been removed
-    /// under it, what front and guard leave when both are gone at once keeps nobody out (lease.md 6).
-    pub fn is_covered(&self) -> bool {
-        self.last_life().since > self.bared.load(Ordering::Relaxed) + 1_000_000
+    /// Which copy this front is, as long as it is one.
+    pub fn number(&self, front: i32) -> Option<usize> {
+        self.copies.lock().expect("no thread panics").iter().find(|copy| copy.pid == Some(front)).map(|copy| copy.number)
     }
 
     /// A copy that is not the holder, with its guard.
@@ -181,8 +179,10 @@ impl Ring {
             let idle = now() - self.last_life().at;
             if idle > 1_000_000 && self.refused.load(Ordering::Relaxed) >= 2 {
                 self.refused.store(0, Ordering::Relaxed);
-                let rule = faults::by_name(faults::REPAIR).expect("in the table");
-                world.fault(rule, &self.name, "", || self.remove(&["-wal", "-shm", ""]));
+                if let Store::Files(files) = &self.store {
+                    let rule = world.table.by_name(REPAIR).expect("in the table");
+                    world.fault(rule, &self.name, "", || files.remove(&["-wal", "-shm", ""]));
+                }
             }
             if idle > GIVE_UP {
                 world.give_up(format!("ring {}: nobody has run for {} s", self.name, idle / 1_000_000));
@@ -190,22 +190,6 @@ impl Ring {
             }
         }
         true
-    }
-
-    /// The database's path with this at its end.
-    pub fn beside(&self, ending: &str) -> PathBuf {
-        let mut path = self.db.as_os_str().to_owned();
-        path.push(ending);
-        path.into()
-    }
-
-    pub fn remove(&self, endings: &[&str]) {
-        for ending in endings {
-            if *ending == "-lockrun" {
-                self.bared.store(now(), Ordering::Relaxed);
-            }
-            let _ = fs::remove_file(self.beside(ending));
-        }
     }
 }
 

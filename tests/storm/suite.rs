@@ -10,8 +10,10 @@ mod judge;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
-use faults::{HEARTBEAT, KILL_TIME, SLACK, TTL};
+use faults::sqlite::{HEARTBEAT, KILL_TIME, TTL};
+use faults::{SLACK, Table, server, sqlite};
 use history::{ALL, Event, Line};
 use judge::{Verdict, judge};
 
@@ -38,7 +40,11 @@ fn overlap(from: i64, to: i64) -> [Line; 2] {
 }
 
 fn verdict(lines: impl IntoIterator<Item = Line>) -> Verdict {
-    judge(&mut lines.into_iter().collect::<Vec<_>>())
+    judge(&mut lines.into_iter().collect::<Vec<_>>(), &sqlite::TABLE)
+}
+
+fn on_server(lines: impl IntoIterator<Item = Line>) -> Verdict {
+    judge(&mut lines.into_iter().collect::<Vec<_>>(), &server::TABLE)
 }
 
 fn assert_good(lines: impl IntoIterator<Item = Line>) {
@@ -61,7 +67,7 @@ fn a_history_in_which_each_command_follows_the_end_of_the_one_before_is_good() {
 #[test]
 fn an_overlap_is_caught_whatever_fault_was_near() {
     assert_only_problem([start(100, 10, 0)].into_iter().chain([start(200, 20, 190)]).chain(overlap(200, 300)), "overlap");
-    for rule in faults::RULES.iter().filter(|rule| rule.leaves != faults::Leaves::TwoForAMoment) {
+    for rule in sqlite::TABLE.rules.iter().filter(|rule| rule.leaves != faults::Leaves::TwoForAMoment) {
         let lines = [start(100, 10, 0), start(200, 20, 190)].into_iter().chain(fault(1, rule.name, 150, 250)).chain(overlap(200, 300));
         assert_only_problem(lines, "overlap");
     }
@@ -133,7 +139,7 @@ fn an_exit_code_needs_a_fault_that_explains_it() {
     assert!(!good(125, "stop-front") && good(125, "read-only") && good(125, "wal-removed"));
     assert!(!good(135, "wal-removed") && good(135, "shm-truncated"));
     for code in [1, 69, 75, 101, 126, 127, 134, 139] {
-        assert!(faults::RULES.iter().all(|rule| !good(code, rule.name)), "{code}");
+        assert!(sqlite::TABLE.rules.iter().all(|rule| !good(code, rule.name)), "{code}");
     }
     // Damage lasts until the database is made anew.
     assert!(verdict(fault(1, "shm-removed", 1000, 1000).into_iter().chain([exit(60_000, 125)])).problems.is_empty());
@@ -147,14 +153,73 @@ fn what_a_copy_must_not_say_is_caught() {
 }
 
 #[test]
-fn the_table_names_each_fault_once() {
-    let mut names: Vec<_> = faults::RULES.iter().map(|rule| rule.name).collect();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), faults::RULES.len());
-    assert!(faults::asked(None).expect("the default").iter().all(|rule| rule.name != faults::CLOCK), "it is asked for by name");
-    assert!(faults::asked(Some("kill-front,nonsense")).is_err());
-    assert!(faults::asked(Some("clock,kill-front")).is_ok() && faults::asked(Some("clock,deleted")).is_err());
+fn on_a_server_no_fault_excuses_an_overlap() {
+    for rule in server::TABLE.rules {
+        let lines = [start(100, 10, 0), start(200, 20, 190)].into_iter().chain(fault(1, rule.name, 150, 250)).chain(overlap(200, 300));
+        let problems = on_server(lines).problems;
+        assert!(problems.len() == 1 && problems[0].1.contains("overlap"), "{}: {problems:?}", rule.name);
+    }
+}
+
+#[test]
+fn on_a_server_a_time_with_nobody_running_is_measured_by_what_a_watched_record_takes() {
+    let idle = |length: i64, faults: Vec<Line>| {
+        on_server([start(100, 10, 0), start(1000 + length, 11, 1000)].into_iter().chain(faults)).problems.len()
+    };
+    let least = |most: i64, kind: &str, from: i64, to: i64| {
+        let faults = || fault(1, kind, from, to).to_vec();
+        assert_eq!((idle(most, faults()), idle(most + 1, faults())), (0, 1), "{kind} from {from} to {to}");
+    };
+    let watched = server::TTL * 11 / 10 + server::HEARTBEAT * 3 / 2 + SLACK;
+    // The last will frees the record: that there is no kernel lock costs nothing.
+    least(server::KILL_TIME + SLACK, "kill-front", 1000, 1000);
+    least(server::KILL_TIME + SLACK, "kill-guard", 1000, 1000);
+    // Nobody is there to write it, or to hear of it.
+    least(watched, "kill-both", 1000, 1000);
+    least(watched, "stop-both", 1000, 90_000);
+    // For less than the lease or for longer: a last renewal may be seen, or even be made, at the end.
+    for kind in ["server-killed", "server-frozen", "holder-cut-off", "waiter-cut-off", "all-cut-off", "slow", "replies-lost"] {
+        least(500 + watched, kind, 1000, 1500);
+        least(29_000 + watched, kind, 1000, 30_000);
+    }
+    // A reset is only that.
+    least(2 * server::HEARTBEAT + SLACK, "reset", 1000, 1000);
+    // None of them reaches back, nor to where the ring should have been well again.
+    for rule in server::TABLE.rules {
+        assert_eq!(idle(60_000, fault(1, rule.name, 1001 + SLACK, 1001 + SLACK).to_vec()), 1, "{}", rule.name);
+    }
+    assert_eq!(idle(SLACK + 1, fault(1, "reset", 90_000, 90_000).to_vec()), 1);
+}
+
+#[test]
+fn on_a_server_no_copy_is_refused_and_none_is_ended_without_a_fault() {
+    let good = |code, kind: &str| on_server(fault(1, kind, 1000, 2000).into_iter().chain([exit(2100, code)])).problems.is_empty();
+    for code in [76, 137, 143] {
+        assert_eq!(on_server([exit(2100, code)]).problems.len(), 1);
+        assert!(good(code, "holder-cut-off") && good(code, "server-killed"));
+        let most = 2000 + server::TTL * 11 / 10 + server::HEARTBEAT * 3 / 2 + SLACK;
+        let at = |millis| on_server(fault(1, "holder-cut-off", 1000, 2000).into_iter().chain([exit(millis, code)])).problems.len();
+        assert_eq!((at(most), at(most + 1)), (0, 1));
+    }
+    // A server that starts, or is away, or does not answer, has refused nothing.
+    for code in [1, 69, 75, 101, 125, 126, 127, 134, 135, 139] {
+        assert!(server::TABLE.rules.iter().all(|rule| !good(code, rule.name)), "{code}");
+    }
+}
+
+#[test]
+fn a_table_names_each_fault_once() {
+    for table in [&sqlite::TABLE, &server::TABLE] {
+        let mut names: Vec<_> = table.rules.iter().map(|rule| rule.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), table.rules.len());
+        assert!(table.asked(None).expect("the default").iter().all(|rule| rule.name != faults::CLOCK), "it is asked for by name");
+        assert!(table.asked(Some("kill-front,nonsense")).is_err());
+        assert!(table.asked(Some("clock,kill-front")).is_ok());
+    }
+    assert!(sqlite::TABLE.asked(Some("clock,deleted")).is_err());
+    assert!(sqlite::TABLE.asked(Some("reset")).is_err() && server::TABLE.asked(Some("deleted")).is_err());
 }
 
 /// Built by tests/run, as all examples are.
@@ -168,9 +233,12 @@ fn kept(output: &str) -> PathBuf {
     PathBuf::from(output.split_once("are kept in ").expect("a folder").1.trim())
 }
 
-#[test]
-fn the_real_lockrun_stands_a_short_storm() {
-    let output = storm(&["30", "--seed", "4"]);
+/// Each of them loads the machine as much as it should be.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn stands_a_short_storm(args: &[&str], table: &Table) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = storm(args);
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -178,11 +246,26 @@ fn the_real_lockrun_stands_a_short_storm() {
         let row = text.lines().find(|line| line.split_whitespace().next() == Some(rule.name));
         row.and_then(|row| row.split_whitespace().nth(1)).is_some_and(|times| times != "0")
     };
-    let asked = faults::asked(None).expect("the default");
+    let asked = table.asked(None).expect("the default");
     let count = asked.iter().filter(|rule| injected(rule)).count();
     assert!(count > asked.len() / 2, "{count} kinds of fault came:\n{text}");
     let folder = text.split_once(", in ").expect("a folder").1.lines().next().expect("a line");
     assert!(!Path::new(folder).exists(), "nothing is left of it");
+}
+
+#[test]
+fn the_real_lockrun_stands_a_short_storm() {
+    stands_a_short_storm(&["30", "--seed", "4"], &sqlite::TABLE);
+}
+
+#[test]
+fn the_real_lockrun_stands_a_short_storm_on_etcd() {
+    stands_a_short_storm(&["30", "--store", "etcd", "--seed", "1"], &server::TABLE);
+}
+
+#[test]
+fn the_real_lockrun_stands_a_short_storm_on_redis() {
+    stands_a_short_storm(&["30", "--store", "redis", "--seed", "1"], &server::TABLE);
 }
 
 #[test]

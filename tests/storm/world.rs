@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::faults::{Kind, Rule};
+use crate::faults::{Kind, LATE, Rule, Table};
 use crate::history::{ALL, Event, History, now};
 use crate::procs::Procs;
 use crate::random::Random;
@@ -20,6 +20,7 @@ pub struct World {
     pub player: PathBuf,
     pub procs: Procs,
     pub history: History,
+    pub table: &'static Table,
     pub asked: Vec<&'static Rule>,
     bag: Mutex<Vec<&'static Rule>>,
     faults: AtomicU64,
@@ -29,7 +30,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(root: PathBuf, lockrun: &Path, procs: Procs, asked: Vec<&'static Rule>) -> World {
+    pub fn new(root: PathBuf, lockrun: &Path, procs: Procs, table: &'static Table, asked: Vec<&'static Rule>) -> World {
         let history = History::open(&root.join("history")).expect("the history");
         // Copied, so that a build during the run changes nothing in it.
         let copied = |from: &Path, name: &str| {
@@ -44,6 +45,7 @@ impl World {
             player,
             procs,
             history,
+            table,
             asked,
             bag: Mutex::default(),
             faults: AtomicU64::new(0),
@@ -101,7 +103,7 @@ impl World {
     pub fn watch_lateness(&self) {
         const LOOK: Duration = Duration::from_millis(20);
         const WORTH_TELLING: i64 = 150_000;
-        let late = crate::faults::by_name(crate::faults::LATE).expect("in the table");
+        let late = self.table.by_name(LATE).expect("in the table");
         while !self.is_over() {
             let before = now();
             thread::sleep(LOOK);

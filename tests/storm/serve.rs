@@ -1,0 +1,43 @@
+//! A server in a process of its own, which does what it is told on stdin, a word a line, and says when it is done. It ends, and
+//! the server with it, when nobody can tell it anything any more.
+
+use std::io::{Write, stdin, stdout};
+
+use crate::asked::Engine;
+use crate::fixture::Server;
+
+pub const PORT: &str = "port";
+/// Followed by a port.
+pub const URL_AT: &str = "url ";
+pub const STOP: &str = "stop";
+pub const START: &str = "start";
+pub const FREEZE: &str = "freeze";
+pub const THAW: &str = "thaw";
+
+pub fn run(engine: Engine) {
+    match engine {
+        Engine::Etcd => serve::<crate::fixture::etcd::Etcd>(),
+        Engine::Redis => serve::<crate::fixture::redis::Redis>(),
+    }
+}
+
+fn serve<S: Server>() {
+    let mut server = S::start();
+    for word in stdin().lines().map_while(Result::ok) {
+        let mut answer = String::new();
+        match word.as_str() {
+            PORT => answer = server.port().to_string(),
+            STOP => server.stop(),
+            START => server.start_again(),
+            FREEZE => server.freeze(),
+            THAW => server.thaw(),
+            word => {
+                let port = word.strip_prefix(URL_AT).and_then(|port| port.parse().ok());
+                answer = server.url_at(port.expect("one of the words above"));
+            }
+        }
+        if writeln!(stdout(), "{answer}").is_err() {
+            return;
+        }
+    }
+}
