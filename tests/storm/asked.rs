@@ -29,10 +29,12 @@ pub enum Store {
 pub enum Engine {
     Etcd,
     Redis,
+    /// One that forgets all when it is killed.
+    RedisInMemory,
 }
 
 impl Engine {
-    const ALL: [Engine; 2] = [Engine::Etcd, Engine::Redis];
+    const ALL: [Engine; 3] = [Engine::Etcd, Engine::Redis, Engine::RedisInMemory];
 
     pub fn by_name(name: &str) -> Option<Engine> {
         Engine::ALL.into_iter().find(|engine| engine.name() == name)
@@ -42,6 +44,7 @@ impl Engine {
         match self {
             Engine::Etcd => "etcd",
             Engine::Redis => "redis",
+            Engine::RedisInMemory => "redis-in-memory",
         }
     }
 
@@ -61,7 +64,7 @@ impl Engine {
         let (host, port) = rest[start..end].split_once(':').unwrap_or((&rest[start..end], ""));
         let usual = match self {
             Engine::Etcd => 2379,
-            Engine::Redis => 6379,
+            Engine::Redis | Engine::RedisInMemory => 6379,
         };
         let port = if port.is_empty() { Ok(usual) } else { port.parse() };
         match port {
@@ -108,6 +111,7 @@ pub fn usage() -> String {
     format!(
         "usage: tests/torture SECONDS [--store STORE] [--seed N] [--faults A,B] [--lockrun PATH]
   --store    etcd or redis: servers of its own
+             redis-in-memory: the same, forgetting all when they are killed, which must be found out
              the URL of such a server on this machine: it is not killed, and records of new leases stay in it
              a path or sqlite:PATH: a new database in an empty folder
              not given: several new databases in a temporary folder

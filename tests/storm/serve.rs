@@ -5,6 +5,8 @@ use std::io::{Write, stdin, stdout};
 
 use crate::asked::Engine;
 use crate::fixture::Server;
+use crate::fixture::etcd::Etcd;
+use crate::fixture::redis::Redis;
 
 pub const PORT: &str = "port";
 /// Followed by a port.
@@ -16,13 +18,13 @@ pub const THAW: &str = "thaw";
 
 pub fn run(engine: Engine) {
     match engine {
-        Engine::Etcd => serve::<crate::fixture::etcd::Etcd>(),
-        Engine::Redis => serve::<crate::fixture::redis::Redis>(),
+        Engine::Etcd => serve(Etcd::start()),
+        Engine::Redis => serve(Redis::start()),
+        Engine::RedisInMemory => serve(Redis::without_persistence()),
     }
 }
 
-fn serve<S: Server>() {
-    let mut server = S::start();
+fn serve(mut server: impl Server) {
     for word in stdin().lines().map_while(Result::ok) {
         let mut answer = String::new();
         match word.as_str() {

@@ -269,6 +269,16 @@ fn the_real_lockrun_stands_a_short_storm_on_redis() {
 }
 
 #[test]
+fn a_store_that_forgets_what_it_confirmed_is_found_out() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = storm(&["20", "--store", "redis-in-memory", "--faults", "server-killed", "--seed", "1"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("overlap: "), "{text}");
+    std::fs::remove_dir_all(kept(&text)).expect("removed");
+}
+
+#[test]
 fn a_wrapper_that_takes_no_lease_is_found_out() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let wrapper = dir.path().join("no-lease");

@@ -15,7 +15,12 @@ pub fn strike(ring: &Ring, site: &Site, world: &World, rule: &'static Rule, rand
     match rule.name {
         "server-killed" => world.fault(rule, &ring.name, "", || {
             site.tell(serve::STOP);
-            hold(ring, world, random);
+            // Half of the time it is up again before anybody can tell it from a lost answer.
+            if random.per_mille(500) {
+                world.pause(random.within(0..=300));
+            } else {
+                hold(ring, world, random);
+            }
             site.tell(serve::START);
         }),
         "server-frozen" => world.fault(rule, &ring.name, "", || {
