@@ -56,9 +56,10 @@ impl Engine {
         }
     }
 
-    /// What stands before the server's place in a URL, its port, and what stands after it.
+    /// What stands before the server's place in a URL, its port, and what stands after it. No error shows the URL: it may hold a
+    /// password.
     pub fn split(self, url: &str) -> Result<(&str, u16, &str), String> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| format!("--store {url}: not a URL"))?;
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| "--store: not a URL".to_string())?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let start = rest[..end].rfind('@').map_or(0, |at| at + 1);
         let (host, port) = rest[start..end].split_once(':').unwrap_or((&rest[start..end], ""));
@@ -72,7 +73,7 @@ impl Engine {
                 let before = scheme.len() + "://".len();
                 Ok((&url[..before + start], port, &url[before + end..]))
             }
-            Ok(_) | Err(_) => Err(format!("--store {url}: name one server on this machine, as localhost or 127.0.0.1")),
+            Ok(_) | Err(_) => Err("--store: name one server on this machine, as localhost or 127.0.0.1".to_string()),
         }
     }
 }
@@ -158,7 +159,7 @@ pub fn parse(args: &[&str]) -> Result<Asked, String> {
 fn database(url: &str) -> Result<PathBuf, String> {
     let path = url.strip_prefix("sqlite:").unwrap_or(url);
     if path.contains("://") {
-        return Err(format!("--store {url}: not known"));
+        return Err("--store: no such kind of store".to_string());
     }
     let path = std::path::absolute(path).map_err(|error| error.to_string())?;
     let mut beside = path.parent().map(std::fs::read_dir).transpose().map_err(|error| format!("--store {url}: its folder: {error}"))?;

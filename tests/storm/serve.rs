@@ -1,5 +1,6 @@
 //! A server in a process of its own, which does what it is told on stdin, a word a line, and says when it is done. It ends, and
-//! the server with it, when nobody can tell it anything any more.
+//! the server with it, when nobody can tell it anything any more. A server that is killed loses nothing that it has written, since
+//! the page cache outlives it: whether the fixtures have it fsync makes no difference here.
 
 use std::io::{Write, stdin, stdout};
 

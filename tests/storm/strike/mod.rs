@@ -5,6 +5,7 @@ mod copies;
 mod files;
 mod network;
 
+use std::io::ErrorKind;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,26 +43,23 @@ pub fn run(ring: &Ring, world: &World, random: &mut Random) {
 
 /// Does nothing if there is nothing to hit at this moment.
 fn strike(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Random) {
-    let done = match (rule.needs, &ring.store) {
-        (Needs::Files | Needs::Disk, Store::Files(files)) => files::strike(ring, files, world, rule, random),
-        (Needs::Network | Needs::Server, Store::Server(site)) => {
-            network::strike(ring, site, world, rule, random);
-            Ok(())
-        }
+    match (rule.needs, &ring.store) {
         (Needs::Copies, _) => {
             copies::strike(ring, world, rule, random);
-            Ok(())
         }
+        (Needs::Network | Needs::Server, Store::Server(site)) => {
+            network::strike(ring, site, world, rule, random);
+        }
+        (Needs::Files | Needs::Disk, Store::Files(files)) => match files::strike(ring, files, world, rule, random) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                // A run without it would prove less than it says.
+                world.give_up(format!("ring {}: {} cannot be injected here: {error}", ring.name, rule.name));
+            }
+            Err(_) | Ok(()) => {}
+        },
         (Needs::Files | Needs::Disk | Needs::Network | Needs::Server | Needs::Machine, _) => {
             unreachable!("{} is not drawn here", rule.name)
         }
-    };
-    match done {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            // A run without it would prove less than it says.
-            world.give_up(format!("ring {}: {} cannot be injected here: {error}", ring.name, rule.name));
-        }
-        Err(_) | Ok(()) => {}
     }
 }
 
