@@ -27,6 +27,7 @@ pub enum Store {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
+    Postgres,
     Etcd,
     Redis,
     /// One that forgets all when it is killed.
@@ -34,7 +35,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    const ALL: [Engine; 3] = [Engine::Etcd, Engine::Redis, Engine::RedisInMemory];
+    const ALL: [Engine; 4] = [Engine::Postgres, Engine::Etcd, Engine::Redis, Engine::RedisInMemory];
 
     pub fn by_name(name: &str) -> Option<Engine> {
         Engine::ALL.into_iter().find(|engine| engine.name() == name)
@@ -42,6 +43,7 @@ impl Engine {
 
     pub fn name(self) -> &'static str {
         match self {
+            Engine::Postgres => "postgres",
             Engine::Etcd => "etcd",
             Engine::Redis => "redis",
             Engine::RedisInMemory => "redis-in-memory",
@@ -50,6 +52,7 @@ impl Engine {
 
     fn of_url(url: &str) -> Option<Engine> {
         match url.split_once("://")?.0 {
+            "postgres" | "postgresql" => Some(Engine::Postgres),
             "etcd" | "etcds" => Some(Engine::Etcd),
             "redis" | "rediss" => Some(Engine::Redis),
             _ => None,
@@ -64,6 +67,7 @@ impl Engine {
         let start = rest[..end].rfind('@').map_or(0, |at| at + 1);
         let (host, port) = rest[start..end].split_once(':').unwrap_or((&rest[start..end], ""));
         let usual = match self {
+            Engine::Postgres => 5432,
             Engine::Etcd => 2379,
             Engine::Redis | Engine::RedisInMemory => 6379,
         };
@@ -111,7 +115,7 @@ impl Store {
 pub fn usage() -> String {
     format!(
         "usage: tests/torture SECONDS [--store STORE] [--seed N] [--faults A,B] [--lockrun PATH]
-  --store    etcd or redis: servers of its own
+  --store    postgres, etcd or redis: servers of its own
              redis-in-memory: the same, forgetting all when they are killed, which must be found out
              the URL of such a server on this machine: it is not killed, and records of new leases stay in it
              a path or sqlite:PATH: a new database in an empty folder

@@ -7,6 +7,7 @@ use std::io::{Write, stdin, stdout};
 use crate::asked::Engine;
 use crate::fixture::Server;
 use crate::fixture::etcd::Etcd;
+use crate::fixture::postgres::Postgres;
 use crate::fixture::redis::Redis;
 
 pub const PORT: &str = "port";
@@ -19,6 +20,7 @@ pub const THAW: &str = "thaw";
 
 pub fn run(engine: Engine) {
     match engine {
+        Engine::Postgres => serve(Postgres::start()),
         Engine::Etcd => serve(Etcd::start()),
         Engine::Redis => serve(Redis::start()),
         Engine::RedisInMemory => serve(Redis::without_persistence()),
