@@ -260,17 +260,17 @@ fn the_real_lockrun_stands_a_short_storm() {
 
 #[test]
 fn the_real_lockrun_stands_a_short_storm_on_postgres() {
-    stands_a_short_storm(&["30", "--store", "postgres", "--seed", "1"], &server::TABLE);
+    stands_a_short_storm(&["25", "--store", "postgres", "--seed", "1"], &server::TABLE);
 }
 
 #[test]
 fn the_real_lockrun_stands_a_short_storm_on_etcd() {
-    stands_a_short_storm(&["30", "--store", "etcd", "--seed", "1"], &server::TABLE);
+    stands_a_short_storm(&["25", "--store", "etcd", "--seed", "1"], &server::TABLE);
 }
 
 #[test]
 fn the_real_lockrun_stands_a_short_storm_on_redis() {
-    stands_a_short_storm(&["30", "--store", "redis", "--seed", "1"], &server::TABLE);
+    stands_a_short_storm(&["25", "--store", "redis", "--seed", "1"], &server::TABLE);
 }
 
 #[test]
