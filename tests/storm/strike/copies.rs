@@ -1,14 +1,14 @@
 //! Faults of the copies: of the one that holds the lease, of its command, and of those that wait. Must never leave one stopped.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use super::a_while;
-use crate::faults::Rule;
+use crate::faults::{self, Rule};
 use crate::play;
-use crate::procs::send;
+use crate::procs::{look, send};
 use crate::random::Random;
 use crate::ring::{Holder, Ring, Store};
 use crate::roster;
@@ -35,8 +35,14 @@ pub fn strike(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Rand
         both.reverse();
     }
     match rule.name {
-        "kill-front" => act(&[at.front], &kill, 0),
-        "kill-guard" => act(&[at.guard], &kill, 0),
+        "kill-front" => {
+            act(&[at.front], &kill, 0);
+            leave_to_the_other(ring, world, at);
+        }
+        "kill-guard" => {
+            act(&[at.guard], &kill, 0);
+            leave_to_the_other(ring, world, at);
+        }
         "kill-both" => kill_both(ring, world, rule, at, random)?,
         "stop-both" if !is_covered(ring) => stop_both(ring, world, rule, at, random),
         "kill-command" => act(&[at.command], &kill, 0),
@@ -45,7 +51,12 @@ pub fn strike(ring: &Ring, world: &World, rule: &'static Rule, random: &mut Rand
             act(&[random.of(&[front, guard])], &kill, 0);
         }
         "stop-front" => act(&[at.front], &stop, a_while(world, random)),
-        "stop-guard" => act(&[at.guard], &stop, a_while(world, random)),
+        "stop-guard" => {
+            act(&[at.guard], &stop, a_while(world, random));
+            if look(at.guard).is_none_or(|(_, state, _)| state == 'Z') {
+                leave_to_the_other(ring, world, at); // its own timer has killed it
+            }
+        }
         "stop-both" => act(&both, &stop, a_while(world, random)),
         "stop-command" => act(&[at.command], &stop, a_while(world, random)),
         "stop-waiter" => {
@@ -102,12 +113,22 @@ fn stop_both(ring: &Ring, world: &World, rule: &'static Rule, at: Holder, random
     });
 }
 
-fn end_tree(ring: &Ring, at: Holder) {
+/// Of front and guard one is gone, and the other ends the tree now. Hit before it has, it would leave what kill-both leaves, and
+/// no kernel lock keeps the next one out.
+fn leave_to_the_other(ring: &Ring, world: &World, at: Holder) {
+    let end = Instant::now() + Duration::from_millis(faults::SLACK as u64);
+    while !is_covered(ring) && tree(ring, at).next().is_some() && Instant::now() < end && world.pause(5) {}
+}
+
+fn tree(ring: &Ring, at: Holder) -> impl Iterator<Item = roster::Member> {
     let own = format!("{}/", at.token);
+    roster::all(&ring.dir).into_iter().filter(move |member| member.role.starts_with(&own) && roster::is_alive(member))
+}
+
+fn end_tree(ring: &Ring, at: Holder) {
     // Twice or more: a tree that was just starting may go on for a moment.
     for _ in 0..3 {
-        let tree = roster::all(&ring.dir).into_iter().filter(|member| member.role.starts_with(&own));
-        tree.filter(roster::is_alive).for_each(|left| send(left.pid, Signal::SIGKILL));
+        tree(ring, at).for_each(|left| send(left.pid, Signal::SIGKILL));
         thread::sleep(Duration::from_millis(5));
     }
 }
