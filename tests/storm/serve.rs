@@ -17,6 +17,7 @@ pub const STOP: &str = "stop";
 pub const START: &str = "start";
 pub const FREEZE: &str = "freeze";
 pub const THAW: &str = "thaw";
+pub const END: &str = "end";
 
 pub fn run(engine: Engine) {
     match engine {
@@ -36,6 +37,7 @@ fn serve(mut server: impl Server) {
             START => server.start_again(),
             FREEZE => server.freeze(),
             THAW => server.thaw(),
+            END => break,
             word => {
                 let port = word.strip_prefix(URL_AT).and_then(|port| port.parse().ok());
                 answer = server.url_at(port.expect("one of the words above"));
@@ -45,4 +47,6 @@ fn serve(mut server: impl Server) {
             return;
         }
     }
+    drop(server);
+    let _ = writeln!(stdout());
 }

@@ -66,3 +66,10 @@ impl Server {
         answer.trim_end().to_string()
     }
 }
+
+impl Drop for Server {
+    /// Waits: the keeper ends what is left, and a server that is killed leaves its folder.
+    fn drop(&mut self) {
+        self.tell(serve::END);
+    }
+}
