@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 
 /// Local file systems of one kernel, by statfs(2).
@@ -77,12 +78,9 @@ pub fn look(path: &Path, allow_fs: bool) -> Result<Place, String> {
         if metadata.nlink() > 1 && !allow_fs {
             return Err(format!("it has {} hard links, and under each name a lock of its own; keep one (or --allow-fs)", metadata.nlink()));
         }
-        writable(&path, "it")?;
-        if !looks_like_sqlite(&path, metadata.len()) {
-            return Err("it is not a SQLite database; name another file".to_string());
-        }
     }
-    writable(folder, "its folder")?;
+    let exists = metadata.is_some() && is_usable(&path)?;
+    access(folder).map_err(|errno| not_writable("its folder", errno))?;
     let number = nix::sys::statfs::statfs(folder).map_err(|errno| errno.desc().to_string())?.filesystem_type().0;
     #[allow(clippy::unnecessary_cast)] // the width differs between C libraries
     let number = number as i64;
@@ -115,7 +113,7 @@ pub fn look(path: &Path, allow_fs: bool) -> Result<Place, String> {
             path.display()
         ));
     }
-    Ok(Place { path, exists: metadata.is_some(), file_system, warnings })
+    Ok(Place { path, exists, file_system, warnings })
 }
 
 fn resolve(path: &Path) -> Result<PathBuf, String> {
@@ -144,20 +142,43 @@ fn resolve(path: &Path) -> Result<PathBuf, String> {
     Ok(folder.join(name))
 }
 
-/// SQLite itself takes a file shorter than a page for an empty database, and would write over it.
-fn looks_like_sqlite(path: &Path, length: u64) -> bool {
-    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-    let mut head = [0; 16];
-    let read = fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
-    // All zeros: being made by another copy in this moment.
-    length == 0 || (read.is_ok() && (head == *MAGIC || head == [0; 16]))
+/// False: it was removed after it had been seen.
+fn is_usable(path: &Path) -> Result<bool, String> {
+    match access(path) {
+        Ok(()) => {}
+        Err(Errno::ENOENT) => return Ok(false),
+        Err(errno) => return Err(not_writable("it", errno)),
+    }
+    match looks_like_sqlite(path) {
+        Ok(true) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(false) | Err(_) => Err("it is not a SQLite database; name another file".to_string()),
+    }
 }
 
-fn writable(path: &Path, what: &str) -> Result<(), String> {
-    eaccess(path, AccessFlags::R_OK | AccessFlags::W_OK).map_err(|errno| match errno {
-        nix::errno::Errno::EROFS => format!("{what} is on a read-only file system; lockrun must write there"),
+/// SQLite itself takes a file shorter than a page for an empty database, and would write over it.
+fn looks_like_sqlite(path: &Path) -> io::Result<bool> {
+    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+    let mut file = fs::File::open(path)?;
+    // Of this very file: another may have taken the place of the one that was seen before.
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    let mut head = [0; 16];
+    io::Read::read_exact(&mut file, &mut head)?;
+    // All zeros: being made by another copy in this moment.
+    Ok(head == *MAGIC || head == [0; 16])
+}
+
+fn access(path: &Path) -> Result<(), Errno> {
+    eaccess(path, AccessFlags::R_OK | AccessFlags::W_OK)
+}
+
+fn not_writable(what: &str, errno: Errno) -> String {
+    match errno {
+        Errno::EROFS => format!("{what} is on a read-only file system; lockrun must write there"),
         _ => format!("{what} is not writable ({}); lockrun must write there", errno.desc().to_lowercase()),
-    })
+    }
 }
 
 fn is_mount_point(path: &Path) -> bool {
@@ -215,6 +236,7 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use proptest::prelude::*;
 
@@ -253,6 +275,23 @@ mod tests {
         assert_eq!(look(&dir.path().join("folder/x.db"), false).expect("good").path, direct);
         assert_eq!(look(&dir.path().join("folder/../real/x.db"), false).expect("good").path, direct);
         assert_eq!(look(&dir.path().join("dangling.db"), false).expect("good").path, direct);
+    }
+
+    #[test]
+    fn a_file_that_comes_and_goes_meanwhile_is_there_or_not_and_never_wrong() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (path, over) = (dir.path().join("x.db"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    fs::write(&path, b"SQLite format 3\0").expect("a file");
+                    let _ = fs::remove_file(&path);
+                }
+            });
+            let wrong = (0..20_000).find_map(|_| look(&path, false).err());
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(wrong, None);
+        });
     }
 
     #[test]
