@@ -6,7 +6,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
 use crate::asked::Engine;
-use crate::fixture::Proxy;
+use crate::fixture::proxy::Proxy;
 use crate::serve;
 use crate::world::World;
 

@@ -3,7 +3,7 @@
 
 use super::hold;
 use crate::faults::Rule;
-use crate::fixture::Proxy;
+use crate::fixture::proxy::Proxy;
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::serve;
