@@ -6,15 +6,15 @@ mod fixture;
 #[cfg(feature = "etcd")]
 #[path = "contract/etcd.rs"]
 mod of_etcd;
-#[cfg(feature = "redis")]
-#[path = "contract/redis.rs"]
-mod of_redis;
 #[cfg(feature = "kubernetes")]
 #[path = "contract/kubernetes.rs"]
 mod of_kubernetes;
 #[cfg(feature = "postgres")]
 #[path = "contract/postgres.rs"]
 mod of_postgres;
+#[cfg(feature = "redis")]
+#[path = "contract/redis.rs"]
+mod of_redis;
 
 use std::path::Path;
 use std::sync::{Arc, Barrier};

@@ -313,10 +313,10 @@ pub fn renewals_whose_answers_are_lost_are_recognised_or_sent_again<S: Server>()
 
 /// A machine of its own: a network namespace, with a cable to this one that the test pulls out.
 pub fn a_machine_that_is_cut_off_ends_its_command_before_another_machine_starts_it<S: Server>() {
-    let mut world = World::<S>::new();
+    let world = World::<S>::new();
     let proxy = Proxy::start(world.server.port());
     let host = Host::new();
-    let url = world.server.url_at(proxy.port()).replace("127.0.0.1", &host.gateway);
+    let url = world.server.url_on(&host.gateway, proxy.port());
     let body = "trap 'echo term >>ladder; exit 0' TERM; while :; do sleep 0.05; done";
     let script = world.scene.witness(body);
     let mut command = host.command(&world.scene);
@@ -328,7 +328,6 @@ pub fn a_machine_that_is_cut_off_ends_its_command_before_another_machine_starts_
     assert_eq!((finished.code(), alive(pid)), (76, false), "{}", finished.stderr);
     assert_eq!(fs::read_to_string(world.scene.path("ladder")).expect("written"), "term\n");
     world.assert_good(&waiter.finish(), 2);
-    let _ = &mut world;
 }
 
 struct Host {

@@ -3,14 +3,25 @@
 
 #[path = "../it/common/mod.rs"]
 mod common;
+mod etcd;
+mod etcd_cluster;
 mod every;
 #[path = "../fixture/mod.rs"]
 mod fixture;
+mod kubernetes;
+mod postgres;
+mod redis;
 
 macro_rules! on_every_server {
     ($($test:ident),+ $(,)?) => {
         mod on_etcd {
             $(#[test] fn $test() { super::every::$test::<super::fixture::etcd::Etcd>() })+
+        }
+        mod on_kubernetes {
+            $(#[test] fn $test() { super::every::$test::<super::fixture::kubernetes::Kubernetes>() })+
+        }
+        mod on_postgres {
+            $(#[test] fn $test() { super::every::$test::<super::fixture::postgres::Postgres>() })+
         }
         mod on_redis {
             $(#[test] fn $test() { super::every::$test::<super::fixture::redis::Redis>() })+
@@ -37,9 +48,3 @@ on_every_server!(
     renewals_whose_answers_are_lost_are_recognised_or_sent_again,
     a_machine_that_is_cut_off_ends_its_command_before_another_machine_starts_it,
 );
-mod etcd;
-mod etcd_cluster;
-mod redis;
-mod kubernetes;
-#[cfg(feature = "postgres")]
-mod postgres;
