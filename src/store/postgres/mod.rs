@@ -30,7 +30,7 @@ const PROOF: Duration = Duration::from_millis(500);
 
 pub struct Postgres {
     address: Address,
-    session: Session,
+    session: Box<Session>,
     limit: Duration,
     /// What `changed` listens to, and whether notifications come.
     subscribed: Option<(String, bool)>,
@@ -116,7 +116,7 @@ impl Client for Postgres {
     type Address = Address;
 
     async fn connect(address: &Address, create: bool, limit: Duration) -> Result<Postgres, StoreError> {
-        let session = Session::open(address, limit).await?;
+        let session = Box::new(Session::open(address, limit).await?);
         let mut postgres = Postgres { address: address.clone(), session, limit, subscribed: None };
         postgres.prepare(create).await?;
         Ok(postgres)

@@ -211,15 +211,11 @@ impl Session {
         let Session { client, link, over, heard, .. } = self;
         let mut work = pin!(client.simple_query(sql));
         poll_fn(|context| {
-            loop {
-                let lost = drive(link, over, heard, context);
-                match (work.as_mut().poll(context), lost) {
-                    (Poll::Ready(answer), None) => return Poll::Ready(answer),
-                    // What the server said with its last breath is the better reason.
-                    (Poll::Ready(Err(_)) | Poll::Pending, Some(error)) => return Poll::Ready(Err(error)),
-                    (Poll::Ready(Ok(answer)), Some(_)) => return Poll::Ready(Ok(answer)),
-                    (Poll::Pending, None) => return Poll::Pending,
-                }
+            let lost = drive(link, over, heard, context);
+            match (work.as_mut().poll(context), lost) {
+                // What the server said with its last breath is the better reason.
+                (Poll::Ready(Err(_)) | Poll::Pending, Some(error)) => Poll::Ready(Err(error)),
+                (answer, _) => answer,
             }
         })
         .await
