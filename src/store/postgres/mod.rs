@@ -98,7 +98,8 @@ impl Postgres {
         let proof = format!("{channel}_{}", sql::rows(&answer).first().and_then(|row| row.get(0)).unwrap_or_default());
         self.session.ask(&format!("LISTEN {proof}")).await.map_err(|error| store_error(&error))?;
         // A server that is full lets no other one in, and then nothing is proved.
-        let Ok(mut other) = Session::open(&self.address, self.limit).await else { return Ok(false) };
+        let other = timeout(self.limit, Session::open(&self.address, self.limit)).await;
+        let Ok(Ok(mut other)) = other else { return Ok(false) };
         let come = async {
             other.ask(&format!("NOTIFY {proof}")).await.map_err(|error| store_error(&error))?;
             while self.session.listen().await? != proof {}
@@ -180,10 +181,11 @@ impl Client for Postgres {
         };
         // Looked at after LISTEN and before each wait: what fell in between counts.
         while self.stands_at(name).await? == *seen {
-            match comes {
-                true => drop(self.session.listen().await?),
-                false => sleep(POLL).await,
+            if comes {
+                // Whoever is told looks for himself.
+                return self.session.listen().await.map(drop);
             }
+            sleep(POLL).await;
         }
         Ok(())
     }
