@@ -116,7 +116,13 @@ fn held(leases: u64, seconds: u64) {
         .map(|index| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_lockrun"));
             command.env("LOCKRUN_DB", server.url()).args(["-q", "--ttl", "30s", "--name", &format!("lease-{index}")]);
-            command.args(["--", "sleep", "1000000"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a copy")
+            command
+                .args(["--", "sleep", "1000000"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("a copy")
         })
         .collect();
     let number = |sql: &str| server.sql(sql).parse::<f64>().expect(sql);
@@ -128,6 +134,8 @@ fn held(leases: u64, seconds: u64) {
     }
     println!("{leases} leases, ttl 30 s: all held after {:.1} s", started.elapsed().as_secs_f64());
     let transactions = || number("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = 'postgres'");
+    // Until the server has counted what the start has cost.
+    std::thread::sleep(Duration::from_secs(15));
     let tokens = server.sql("SELECT sum(token) FROM lockrun_lease");
     let (transactions_before, cpu_before, fronts_before) = (transactions(), cpu(server.pids()), cpu(copies.iter().map(pid)));
     std::thread::sleep(Duration::from_secs(seconds));
@@ -155,16 +163,13 @@ fn pid(copy: &Child) -> i32 {
     copy.id() as i32
 }
 
-/// Seconds of CPU of these processes so far.
+/// Seconds of CPU of these processes so far. Each of them has one thread, and uses less than a tick of the clock at a time.
 fn cpu(pids: impl IntoIterator<Item = i32>) -> f64 {
-    let ticks = |pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<u64> =
-            stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-        Some(fields.iter().sum::<u64>())
+    let nanoseconds = |pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
     };
-    // USER_HZ is 100 wherever Linux runs.
-    pids.into_iter().filter_map(ticks).sum::<u64>() as f64 / 100.0
+    pids.into_iter().filter_map(nanoseconds).sum::<u64>() as f64 / 1e9
 }
 
 fn private_kib(pid: i32) -> u64 {

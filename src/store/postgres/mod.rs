@@ -30,7 +30,7 @@ const PROOF: Duration = Duration::from_millis(500);
 
 pub struct Postgres {
     address: Address,
-    session: Session,
+    session: Box<Session>,
     limit: Duration,
     /// What `changed` listens to, and whether notifications come.
     subscribed: Option<(String, bool)>,
@@ -98,7 +98,8 @@ impl Postgres {
         let proof = format!("{channel}_{}", sql::rows(&answer).first().and_then(|row| row.get(0)).unwrap_or_default());
         self.session.ask(&format!("LISTEN {proof}")).await.map_err(|error| store_error(&error))?;
         // A server that is full lets no other one in, and then nothing is proved.
-        let Ok(mut other) = Session::open(&self.address, self.limit).await else { return Ok(false) };
+        let other = timeout(self.limit, Session::open(&self.address, self.limit)).await;
+        let Ok(Ok(mut other)) = other else { return Ok(false) };
         let come = async {
             other.ask(&format!("NOTIFY {proof}")).await.map_err(|error| store_error(&error))?;
             while self.session.listen().await? != proof {}
@@ -116,7 +117,7 @@ impl Client for Postgres {
     type Address = Address;
 
     async fn connect(address: &Address, create: bool, limit: Duration) -> Result<Postgres, StoreError> {
-        let session = Session::open(address, limit).await?;
+        let session = Box::new(Session::open(address, limit).await?);
         let mut postgres = Postgres { address: address.clone(), session, limit, subscribed: None };
         postgres.prepare(create).await?;
         Ok(postgres)
@@ -180,10 +181,11 @@ impl Client for Postgres {
         };
         // Looked at after LISTEN and before each wait: what fell in between counts.
         while self.stands_at(name).await? == *seen {
-            match comes {
-                true => drop(self.session.listen().await?),
-                false => sleep(POLL).await,
+            if comes {
+                // Whoever is told looks for himself.
+                return self.session.listen().await.map(drop);
             }
+            sleep(POLL).await;
         }
         Ok(())
     }

@@ -82,26 +82,20 @@ impl Session {
         connector: Option<&MakeRustlsConnect>,
         limit: Duration,
     ) -> Result<Session, StoreError> {
-        // Before the end of all, so that it can be said which one did not answer.
-        let own_limit = address.connect_timeout.unwrap_or(limit).min(limit * 7 / 8);
+        let within = async |work: Try<'_>| match address.connect_timeout {
+            None => work.await,
+            Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| Err(StoreError::Unknown(format!("no answer within {limit:?}")))),
+        };
         let sockets = match &host.place {
             Place::Socket(_) => vec![None],
             Place::Name { address: Some(address), .. } => vec![Some(*address)],
-            Place::Name { name, address: None } => match timeout(own_limit, look_up(name, host.port)).await {
-                Ok(Ok(found)) => found.into_iter().map(Some).collect(),
-                Ok(Err(error)) => return Err(StoreError::Unknown(format!("{name}: {error}"))),
-                Err(_) => return Err(StoreError::Unknown(format!("{name}: no answer of the name service within {own_limit:?}"))),
+            Place::Name { name, address: None } => match look_up(name, host.port).await {
+                Ok(found) => found.into_iter().map(Some).collect(),
+                Err(error) => return Err(StoreError::Unknown(format!("{name}: {error}"))),
             },
         };
-        let tries = sockets.into_iter().map(|ip| {
-            let work = async move {
-                match timeout(own_limit, Session::at(address, host, ip, connector)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(StoreError::Unknown(format!("no answer within {own_limit:?}"))),
-                }
-            };
-            Box::pin(work) as Try<'_>
-        });
+        let within = &within;
+        let tries = sockets.into_iter().map(|ip| Box::pin(within(Box::pin(Session::at(address, host, ip, connector)))) as Try<'_>);
         let failures = match first_of(tries.collect(), limit / NEXT_AFTER).await {
             Ok(session) => return Ok(session),
             Err(failures) => failures,
@@ -211,15 +205,11 @@ impl Session {
         let Session { client, link, over, heard, .. } = self;
         let mut work = pin!(client.simple_query(sql));
         poll_fn(|context| {
-            loop {
-                let lost = drive(link, over, heard, context);
-                match (work.as_mut().poll(context), lost) {
-                    (Poll::Ready(answer), None) => return Poll::Ready(answer),
-                    // What the server said with its last breath is the better reason.
-                    (Poll::Ready(Err(_)) | Poll::Pending, Some(error)) => return Poll::Ready(Err(error)),
-                    (Poll::Ready(Ok(answer)), Some(_)) => return Poll::Ready(Ok(answer)),
-                    (Poll::Pending, None) => return Poll::Pending,
-                }
+            let lost = drive(link, over, heard, context);
+            match (work.as_mut().poll(context), lost) {
+                // What the server said with its last breath is the better reason.
+                (Poll::Ready(Err(_)) | Poll::Pending, Some(error)) => Poll::Ready(Err(error)),
+                (answer, _) => answer,
             }
         })
         .await

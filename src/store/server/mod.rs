@@ -8,6 +8,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::boot::Boot;
@@ -30,12 +32,12 @@ pub struct Stored {
 
 /// One connection to one server (or cluster), and what lockrun says over it. Every request may be dropped before it is
 /// answered, and then the connection is dropped too; only `changed` is dropped and called again on the same one.
-pub trait Client: Sized {
+pub trait Client: Sized + 'static {
     /// Shown to people, so without a password.
     type Address: fmt::Display;
 
     /// With `create`, what is missing in the store is made first; many copies may do so at once.
-    /// `limit`: the time that all of it has, for the case that there are several addresses to try.
+    /// `limit` is what one attempt has; a connection may take longer, and then goes on with the next attempt.
     fn connect(address: &Self::Address, create: bool, limit: Duration) -> impl Future<Output = Result<Self, StoreError>>;
 
     fn get(&mut self, name: &LeaseName) -> impl Future<Output = Result<Option<Stored>, StoreError>>;
@@ -69,8 +71,11 @@ pub trait Client: Sized {
     }
 }
 
+type Connecting<C> = Pin<Box<dyn Future<Output = Result<C, StoreError>>>>;
+
 pub struct ServerStore<C: Client> {
-    address: C::Address,
+    address: Rc<C::Address>,
+    connecting: Slot<Connecting<C>>,
     settings: Settings,
     boot: Option<Boot>,
     requests: Slot<C>,
@@ -86,13 +91,13 @@ impl<C: Client> ServerStore<C> {
     /// Connects with the first request.
     pub fn new(address: C::Address, settings: Settings) -> ServerStore<C> {
         let boot = Boot::current();
-        let (requests, watch) = (Slot::empty(), Slot::empty());
         ServerStore {
-            address,
+            address: Rc::new(address),
+            connecting: Slot::empty(),
             settings,
             boot,
-            requests,
-            watch,
+            requests: Slot::empty(),
+            watch: Slot::empty(),
             watch_again_at: Cell::default(),
             asked: Cell::default(),
             warning: Cell::default(),
@@ -129,7 +134,7 @@ impl<C: Client> ServerStore<C> {
         let request = async {
             let mut lent = match self.requests.take() {
                 Some(lent) => lent,
-                None => self.requests.lend(self.connect().await?),
+                None => self.requests.lend(self.connected().await?),
             };
             let answer = work(&mut lent).await;
             // After an error it is opened anew: it may be at another server by now, or out of step.
@@ -143,8 +148,24 @@ impl<C: Client> ServerStore<C> {
         }
     }
 
-    async fn connect(&self) -> Result<C, StoreError> {
-        C::connect(&self.address, self.settings.purpose != Purpose::Look, self.limit()).await
+    /// Goes on where the last attempt gave up. Where many come at once, or the way is long, a connection takes longer than an
+    /// attempt; begun anew each time it would never be made, and a server would be kept busy with those that were given up.
+    async fn connected(&self) -> Result<C, StoreError> {
+        let mut lent = self.connecting.take().unwrap_or_else(|| self.connecting.lend(self.connect()));
+        lent.keep = true;
+        let result = lent.as_mut().await;
+        lent.keep = false;
+        result
+    }
+
+    fn connect(&self) -> Connecting<C> {
+        let (address, create, limit) = (Rc::clone(&self.address), self.settings.purpose != Purpose::Look, self.limit());
+        // Not for ever: the way to a server that has moved leads nowhere.
+        let patience = limit.max(self.settings.timing.ttl / 6);
+        Box::pin(async move {
+            let connect = tokio::time::timeout(patience, C::connect(&address, create, limit));
+            connect.await.unwrap_or_else(|_| Err(StoreError::Unknown(format!("no connection within {patience:?}"))))
+        })
     }
 
     fn snapshot(&self, stored: Option<Stored>) -> Snapshot {
@@ -195,9 +216,9 @@ impl<C: Client> Store for ServerStore<C> {
             self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
             let mut lent = match self.watch.take() {
                 Some(lent) => lent,
-                None => match tokio::time::timeout(self.limit(), self.connect()).await {
-                    Ok(Ok(client)) => self.watch.lend(client),
-                    Ok(Err(_)) | Err(_) => continue,
+                None => match self.connect().await {
+                    Ok(client) => self.watch.lend(client),
+                    Err(_) => continue,
                 },
             };
             self.watch_again_at.set(Moment::default());
