@@ -309,6 +309,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "http")]
     #[test]
     fn an_http_address_has_a_port_and_an_unnamed_host_is_every_one() {
         for (text, address) in [

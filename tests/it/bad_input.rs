@@ -208,18 +208,6 @@ fn a_scheme_that_is_unknown_is_refused_and_its_password_not_shown() {
 }
 
 /// These are stores to come: whoever builds one takes it out of here.
-#[cfg(not(any(feature = "postgres", feature = "etcd", feature = "redis", feature = "kubernetes")))]
-#[test]
-fn a_scheme_that_is_not_compiled_in_is_refused_and_its_password_not_shown() {
-    let room = Room::new();
-    for scheme in ["postgres", "postgresql", "etcd", "etcds", "redis", "rediss", "kubernetes", "k8s"] {
-        let store = format!("{scheme}://user:secret@host/db");
-        let line = room.refused(&mut room.lockrun(&["--db", &store, "--name", "beat", "--", "touch", "ran"]));
-        assert_says(&line, &[scheme]);
-        assert!(!line.contains("secret"), "{line}");
-    }
-}
-
 #[test]
 fn a_name_with_bad_characters_or_length_is_refused() {
     let room = Room::new();
