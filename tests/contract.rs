@@ -183,6 +183,37 @@ async fn waiting_for_a_change_may_be_given_up_at_any_time(store: impl Store) {
     assert_eq!(read(&store, &name()).await.version, version);
 }
 
+/// Several threads, each with a store of its own from `open`, read the same version and write on it, again and again.
+fn assert_of_writes_that_race_exactly_one_is_done<S: Store>(rounds: usize, open: impl Fn() -> S + Sync) {
+    const RACERS: usize = 3;
+    block_on(async { read(&open(), &name()).await });
+    let barrier = Barrier::new(RACERS);
+    let race = &|racer: usize| {
+        let store = open();
+        block_on(async {
+            let mut won = vec![];
+            for round in 0..rounds {
+                let before = read(&store, &name()).await;
+                barrier.wait(); // all have read the same version
+                let record = held(&format!("{racer}/{round}"), round as i64 + 1);
+                match store.swap(&name(), &before.version, &record).await.expect("answered") {
+                    Swap::Done(_) => won.push(round),
+                    Swap::Conflict => {}
+                }
+                barrier.wait();
+            }
+            won
+        })
+    };
+    let mut won: Vec<usize> = std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..RACERS).map(|racer| scope.spawn(move || race(racer))).collect();
+        racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect()
+    });
+    won.sort_unstable();
+    assert_eq!(won, (0..rounds).collect::<Vec<_>>());
+    assert_eq!(block_on(async { read(&open(), &name()).await }).token(), Some(Token(rounds as i64)));
+}
+
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
         #[cfg(feature = "kubernetes")]
@@ -288,36 +319,8 @@ fn sql(folder: &Path, text: &str) {
 
 #[test]
 fn of_writes_that_race_exactly_one_is_done() {
-    const HANDLES: usize = 3;
-    const ROUNDS: usize = 300;
     let folder = folder();
-    block_on(async { read(&sqlite(folder.path()), &name()).await });
-    let barrier = Arc::new(Barrier::new(HANDLES));
-    let racers: Vec<_> = (0..HANDLES)
-        .map(|racer| {
-            let (store, barrier) = (sqlite(folder.path()), Arc::clone(&barrier));
-            std::thread::spawn(move || {
-                block_on(async {
-                    let mut won = vec![];
-                    for round in 0..ROUNDS {
-                        let before = read(&store, &name()).await;
-                        barrier.wait(); // all have read the same version
-                        let record = held(&format!("{racer}/{round}"), round as i64 + 1);
-                        match store.swap(&name(), &before.version, &record).await.expect("answered") {
-                            Swap::Done(_) => won.push(round),
-                            Swap::Conflict => {}
-                        }
-                        barrier.wait();
-                    }
-                    won
-                })
-            })
-        })
-        .collect();
-    let mut won: Vec<usize> = racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect();
-    won.sort_unstable();
-    assert_eq!(won, (0..ROUNDS).collect::<Vec<_>>());
-    assert_eq!(block_on(async { read(&sqlite(folder.path()), &name()).await }).token(), Some(Token(ROUNDS as i64)));
+    assert_of_writes_that_race_exactly_one_is_done(300, || sqlite(folder.path()));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What the contract is on etcd beside what it is everywhere: sightings, wake-ups, and clusters that were rebuilt or compacted.
 
 use std::future::Future;
-use std::sync::{Arc, Barrier};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use lockrun::store::{Purpose, Settings, Store, StoreError, etcd};
 
 use crate::fixture::Server;
 use crate::fixture::etcd::{Etcd, said};
-use crate::{block_on, free, held, is_free, name, put, read};
+use crate::{assert_of_writes_that_race_exactly_one_is_done, block_on, free, held, is_free, name, put, read};
 
 pub fn store(url: &str) -> AnyStore {
     open(url, Purpose::Hold { lease: name(), short: false })
@@ -42,36 +41,8 @@ async fn give_up_after_a_while(store: &AnyStore, lease: &LeaseName, seen: &Versi
 
 #[test]
 fn of_writes_that_race_exactly_one_is_done() {
-    const HANDLES: usize = 3;
-    const ROUNDS: usize = 100;
     let server = Etcd::start();
-    let barrier = Arc::new(Barrier::new(HANDLES));
-    let racers: Vec<_> = (0..HANDLES)
-        .map(|racer| {
-            let (url, barrier) = (server.url(), Arc::clone(&barrier));
-            std::thread::spawn(move || {
-                block_on(async {
-                    let store = store(&url);
-                    let mut won = vec![];
-                    for round in 0..ROUNDS {
-                        let before = read(&store, &name()).await;
-                        barrier.wait(); // all have read the same version
-                        let record = held(&format!("{racer}/{round}"), round as i64 + 1);
-                        match store.swap(&name(), &before.version, &record).await.expect("answered") {
-                            Swap::Done(_) => won.push(round),
-                            Swap::Conflict => {}
-                        }
-                        barrier.wait();
-                    }
-                    won
-                })
-            })
-        })
-        .collect();
-    let mut won: Vec<usize> = racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect();
-    won.sort_unstable();
-    assert_eq!(won, (0..ROUNDS).collect::<Vec<_>>());
-    assert_eq!(block_on(async { read(&store(&server.url()), &name()).await }).token(), Some(Token(ROUNDS as i64)));
+    assert_of_writes_that_race_exactly_one_is_done(100, || store(&server.url()));
 }
 
 #[test]

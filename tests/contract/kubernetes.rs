@@ -1,6 +1,5 @@
 //! What only the Kubernetes store has: the object that other clients see, theirs that it reads, and a watch that tells.
 
-use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use lockrun::clock;
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::Server;
 use crate::fixture::kubernetes::{Kubernetes, TOKEN, What};
-use crate::{Names, block_on, free, held, is_free, name, put, read};
+use crate::{Names, assert_of_writes_that_race_exactly_one_is_done, block_on, free, held, is_free, name, put, read};
 
 type Kube = ServerStore<Client>;
 
@@ -66,38 +65,9 @@ fn spec(server: &Kubernetes) -> Value {
 
 #[test]
 fn of_writes_that_race_exactly_one_is_done() {
-    const RACERS: usize = 3;
-    const ROUNDS: usize = 60;
     let server = server();
     let url = server.url();
-    block_on(async { read(&store(&server), &name()).await });
-    let barrier = Arc::new(Barrier::new(RACERS));
-    let racers: Vec<_> = (0..RACERS)
-        .map(|racer| {
-            let (url, barrier) = (url.clone(), Arc::clone(&barrier));
-            std::thread::spawn(move || {
-                block_on(async {
-                    let store = store_for(&url, false);
-                    let mut won = vec![];
-                    for round in 0..ROUNDS {
-                        let before = read(&store, &name()).await;
-                        barrier.wait(); // all have read the same version
-                        let record = held(&format!("{racer}/{round}"), round as i64 + 1);
-                        match store.swap(&name(), &before.version, &record).await.expect("answered") {
-                            Swap::Done(_) => won.push(round),
-                            Swap::Conflict => {}
-                        }
-                        barrier.wait();
-                    }
-                    won
-                })
-            })
-        })
-        .collect();
-    let mut won: Vec<usize> = racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect();
-    won.sort_unstable();
-    assert_eq!(won, (0..ROUNDS).collect::<Vec<_>>());
-    assert_eq!(block_on(async { read(&store(&server), &name()).await }).token(), Some(Token(ROUNDS as i64)));
+    assert_of_writes_that_race_exactly_one_is_done(60, || store_for(&url, false));
 }
 
 #[test]

@@ -4,13 +4,13 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use lockrun::clock;
-use lockrun::lease::{Asked, Clocks, LeaseName, Swap, Timing, Token, Version};
+use lockrun::lease::{Asked, Clocks, LeaseName, Swap, Timing, Version};
 use lockrun::store::any::{Address, AnyStore};
 use lockrun::store::{Purpose, Settings, Store, StoreError};
 
 use super::fixture::Server;
 use super::fixture::postgres::{PgBouncer, Postgres};
-use super::{block_on, free, held, name, put, read};
+use super::{assert_of_writes_that_race_exactly_one_is_done, block_on, free, held, name, put, read};
 
 pub fn store(url: &str) -> AnyStore {
     open(url, Purpose::Hold { lease: name(), short: false })
@@ -28,45 +28,12 @@ fn short(url: &str) -> AnyStore {
     open(url, Purpose::Hold { lease: name(), short: true })
 }
 
-fn of_writes_that_race_exactly_one_is_done(url: &str) {
-    const HANDLES: usize = 3;
-    const ROUNDS: usize = 100;
-    block_on(async { read(&store(url), &name()).await });
-    let barrier = Arc::new(Barrier::new(HANDLES));
-    let racers: Vec<_> = (0..HANDLES)
-        .map(|racer| {
-            let (url, barrier) = (url.to_string(), Arc::clone(&barrier));
-            std::thread::spawn(move || {
-                block_on(async {
-                    let store = store(&url);
-                    let mut won = vec![];
-                    for round in 0..ROUNDS {
-                        let before = read(&store, &name()).await;
-                        barrier.wait(); // all have read the same version
-                        let swap = store.swap(&name(), &before.version, &held(&format!("{racer}/{round}"), round as i64 + 1)).await;
-                        barrier.wait();
-                        match swap.expect("answered") {
-                            Swap::Done(_) => won.push(round),
-                            Swap::Conflict => {}
-                        }
-                    }
-                    won
-                })
-            })
-        })
-        .collect();
-    let mut won: Vec<usize> = racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect();
-    won.sort_unstable();
-    assert_eq!(won, (0..ROUNDS).collect::<Vec<_>>());
-    assert_eq!(block_on(async { read(&store(url), &name()).await }).token(), Some(Token(ROUNDS as i64)));
-}
-
 #[test]
 fn of_writes_that_race_exactly_one_is_done_at_once_and_through_a_pooler() {
     let server = PgBouncer::start();
-    of_writes_that_race_exactly_one_is_done(&server.postgres.url());
+    assert_of_writes_that_race_exactly_one_is_done(100, || store(&server.postgres.url()));
     server.postgres.sql("DROP TABLE lockrun_lease, lockrun_meta, lockrun_sighting");
-    of_writes_that_race_exactly_one_is_done(&server.url());
+    assert_of_writes_that_race_exactly_one_is_done(100, || store(&server.url()));
 }
 
 #[test]
@@ -245,7 +212,7 @@ fn a_servers_own_settings_change_nothing() {
         server.sql("DELETE FROM lockrun_lease");
         super::names_do_not_interfere_and_list_shows_all(store(&server.url())).await;
     });
-    of_writes_that_race_exactly_one_is_done(&server.url());
+    assert_of_writes_that_race_exactly_one_is_done(100, || store(&server.url()));
 }
 
 #[test]

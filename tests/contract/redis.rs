@@ -1,6 +1,5 @@
 //! What only Redis has: replicas that must confirm, a server that may forget, a message for each release.
 
-use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use lockrun::clock;
@@ -11,7 +10,7 @@ use lockrun::store::{Purpose, Settings, Store, StoreError};
 
 use super::fixture::redis::Redis as Server;
 use super::fixture::{self, Server as _};
-use super::{block_on, free, held, is_free, name, put, read};
+use super::{assert_of_writes_that_race_exactly_one_is_done, block_on, free, held, is_free, name, put, read};
 
 impl super::Names for ServerStore<Redis> {}
 
@@ -45,34 +44,8 @@ async fn told_of_nothing(store: &ServerStore<Redis>, seen: &Version) -> bool {
 
 #[test]
 fn of_writes_that_race_exactly_one_is_done() {
-    const HANDLES: usize = 3;
-    const ROUNDS: usize = 200;
     let server = Server::start();
-    let barrier = Arc::new(Barrier::new(HANDLES));
-    let race = |racer: usize| {
-        let (url, barrier) = (server.url(), Arc::clone(&barrier));
-        std::thread::spawn(move || {
-            let mut won = vec![];
-            block_on(async {
-                let store = store_at(&url, false);
-                for round in 0..ROUNDS {
-                    let before = read(&store, &name()).await;
-                    barrier.wait(); // all have read the same version
-                    let record = held(&format!("{racer}/{round}"), round as i64 + 1);
-                    match store.swap(&name(), &before.version, &record).await.expect("answered") {
-                        Swap::Done(_) => won.push(round),
-                        Swap::Conflict => {}
-                    }
-                    barrier.wait();
-                }
-            });
-            won
-        })
-    };
-    let racers: Vec<_> = (0..HANDLES).map(race).collect();
-    let mut won: Vec<usize> = racers.into_iter().flat_map(|racer| racer.join().expect("no panic")).collect();
-    won.sort_unstable();
-    assert_eq!(won, (0..ROUNDS).collect::<Vec<_>>());
+    assert_of_writes_that_race_exactly_one_is_done(200, || store(&server));
 }
 
 #[test]
