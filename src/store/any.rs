@@ -135,6 +135,7 @@ impl fmt::Display for Address {
     }
 }
 
+#[allow(clippy::large_enum_variant)] // one, made once
 pub enum AnyStore {
     Sqlite(SqliteStore),
     #[cfg(feature = "postgres")]
@@ -144,7 +145,7 @@ pub enum AnyStore {
     #[cfg(feature = "redis")]
     Redis(ServerStore<super::redis::Redis>),
     #[cfg(feature = "kubernetes")]
-    Kubernetes(Box<ServerStore<super::kubernetes::Kubernetes>>),
+    Kubernetes(ServerStore<super::kubernetes::Kubernetes>),
 }
 
 macro_rules! each {
@@ -174,7 +175,7 @@ impl AnyStore {
             #[cfg(feature = "redis")]
             Address::Redis(address) => AnyStore::Redis(ServerStore::new(address, settings)),
             #[cfg(feature = "kubernetes")]
-            Address::Kubernetes(address) => AnyStore::Kubernetes(Box::new(ServerStore::new(address, settings))),
+            Address::Kubernetes(address) => AnyStore::Kubernetes(ServerStore::new(address, settings)),
         }
     }
 
