@@ -57,11 +57,9 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
 fn once(stage: &mut Stage, name: &str, waiters: usize) -> Duration {
     stage.fill(waiters);
     stage.end_command();
-    let ended_ns = loop {
-        match stage.ear.next(stage::PATIENCE) {
-            Some(crate::witness::Said::Ended { at_ns }) => break at_ns,
-            other => panic!("{name}: {other:?}"),
-        }
+    let ended_ns = match stage.ear.next(stage::PATIENCE) {
+        Some(crate::witness::Said::Ended { at_ns }) => at_ns,
+        other => panic!("{name}: {other:?}"),
     };
     let (at_ns, overlap) = stage.started();
     assert!(!overlap, "{name}: two at once");
