@@ -242,7 +242,7 @@ fn run(cli: Cli, environment: Environment, random: u128) -> Result<Run, Failure>
     if let Some(given) = instance.filter(|_| std::process::id() != 1) {
         return Err(given.refuse("only for PID 1 of a container, whose death ends the whole tree; leave it out here"));
     }
-    let instance = instance.map(|given| given.parse(|text| Ok(text.to_string()))).transpose()?;
+    let instance = instance.map(|given| given.parse(value::instance)).transpose()?;
     // The one around it has that address.
     let inner = !environment.outer_holders().is_empty() && args.http.is_none();
     let http = environment.or(args.http.as_ref(), "--http", "LOCKRUN_HTTP").filter(|_| !inner);

@@ -80,7 +80,7 @@ fn the_kubernetes_replicas_are_rolled_out_without_a_gap_and_probed_where_lockrun
 
     let [port] = &container.ports.expect("ports")[..] else { panic!("one port") };
     let [line] = &command_lines(DEPLOYMENT)[..] else { panic!("one command line") };
-    assert_eq!(line.option(&["--http"]), Some(format!("0.0.0.0:{}", port.container_port).as_str()));
+    assert_eq!(line.option(&["--http"]), Some(format!(":{}", port.container_port).as_str()));
     for (probe, path) in [(container.liveness_probe, "/livez"), (container.readiness_probe, "/readyz")] {
         let get = probe.and_then(|probe| probe.http_get).expect("a probe by HTTP");
         assert_eq!((get.path.as_deref(), get.port), (Some(path), IntOrString::String(port.name.clone().expect("a name"))));
@@ -471,7 +471,8 @@ fn every_option_that_the_readme_names_anywhere_exists() {
     let known: BTreeSet<_> = [&[][..], &["status"], &["check"], &["health"]].into_iter().flat_map(|of| long_options(&help(of))).collect();
     // Prose only: blocks are executed by another test, or belong to other tools.
     let prose: String = read(README).split("```").step_by(2).collect();
-    let foreign = ["--without"]; // of tests/run
+    // Of tests/run, of cargo, and of tests/torture.
+    let foreign = ["--without", "--bench", "--path", "--no-default-features", "--store"];
     for option in long_options(&prose) {
         assert!(known.contains(&option) || foreign.contains(&&*option), "{README}: {option} is not in --help");
     }

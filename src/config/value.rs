@@ -163,6 +163,15 @@ pub fn table(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
+/// Kubernetes leaves `$(NAME)` as it is where NAME is not defined before it, and then all pods would be one instance: each
+/// would take the lease from the one that runs.
+pub fn instance(text: &str) -> Result<String, String> {
+    if text.contains("$(") {
+        return Err("a variable in it was not filled in; define that one before it in the container's env".to_string());
+    }
+    Ok(text.to_string())
+}
+
 pub fn token(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "a token is a 64-bit integer (LOCKRUN_TOKEN)".to_string())
 }
@@ -330,6 +339,12 @@ mod tests {
         for text in ["127.0.0.1:0", "127.0.0.1:80/", "127.0.0.1:80/livez/", "127.0.0.1:80/metrics", "/livez", "http://h:80"] {
             assert!(health_address(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_instance_whose_variable_was_not_filled_in_is_refused() {
+        assert_eq!(instance("f81d4fae/beat").as_deref(), Ok("f81d4fae/beat"));
+        assert!(instance("$(POD_UID)/beat").is_err());
     }
 
     #[test]

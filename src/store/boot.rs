@@ -2,6 +2,7 @@
 //! known makes records comparable by watching only.
 
 use std::fs;
+use std::io;
 
 use crate::lease::Moment;
 
@@ -32,8 +33,10 @@ impl Boot {
 /// The offset of this process's time namespace (time_namespaces(7)). The file speaks of the namespace for children, so it
 /// counts only if that is this process's own.
 fn boottime_offset() -> Option<i64> {
-    let Ok(own) = fs::read_link("/proc/self/ns/time") else {
-        return Some(0); // a kernel without time namespaces
+    let own = match fs::read_link("/proc/self/ns/time") {
+        Ok(own) => own,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(0), // a kernel without time namespaces
+        Err(_) => return None,
     };
     if fs::read_link("/proc/self/ns/time_for_children").ok()? != own {
         return None;

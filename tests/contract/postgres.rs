@@ -193,7 +193,7 @@ fn a_row_that_another_program_spoilt_is_an_error_that_names_it() {
         for (spoil, what) in [("ttl_ms = 0", "ttl_ms"), ("ttl_ms = -1", "ttl_ms"), ("pid = -1", "pid"), ("pid = 5000000000", "pid")] {
             server.sql(&format!("BEGIN; UPDATE lockrun_lease SET {spoil}; COMMIT"));
             let Err(StoreError::Refused(why)) = store(&server.url()).read(&name(), clock::now()).await else { panic!("{spoil}: read") };
-            assert!(why.contains(what) && why.contains("nightly/backup"), "{why}");
+            assert!(why.contains(what) && why.contains("nightly.backup"), "{why}");
             server.sql("UPDATE lockrun_lease SET ttl_ms = 60000, pid = 1");
         }
         server.sql("UPDATE lockrun_lease SET command = 'no JSON', hostname = NULL, pid = NULL, instance = NULL");

@@ -68,7 +68,7 @@ fn what_one_try_saw_counts_for_the_next() {
         let sightings = server.ask(&["--raw", "KEYS", "lockrun:sighting:*"]);
         let expiry: i64 = server.ask(&["--raw", "TTL", sightings.trim()]).trim().parse().expect("seconds");
         assert!(expiry > 86_400, "kept, but not for ever: {expiry}");
-        assert_eq!(server.ask(&["--raw", "TTL", "lockrun:lease:nightly/backup"]).trim(), "-1", "a record never runs out");
+        assert_eq!(server.ask(&["--raw", "TTL", "lockrun:lease:nightly.backup"]).trim(), "-1", "a record never runs out");
     });
 }
 
@@ -139,7 +139,7 @@ fn a_write_that_too_few_replicas_have_is_unknown_also_when_it_is_read_again() {
         let holder = store(&server);
         let absent = read(&holder, &name()).await.version;
         let version = put(&holder, &name(), &absent, &held("w1", 1)).await;
-        assert!(replica.ask(&["HGET", "lockrun:lease:nightly/backup", "write"]).contains("w1"), "it was waited for");
+        assert!(replica.ask(&["HGET", "lockrun:lease:nightly.backup", "write"]).contains("w1"), "it was waited for");
 
         replica.freeze();
         let swap = holder.swap(&name(), &version, &held("w2", 1)).await;
@@ -197,7 +197,7 @@ fn a_replica_is_no_place_to_hold_and_its_primary_is_again() {
 #[test]
 fn what_another_program_wrote_is_refused_and_never_free() {
     let server = Server::start();
-    let key = "lockrun:lease:nightly/backup";
+    let key = "lockrun:lease:nightly.backup";
     let good = r#"{"write":"w","token":1,"holder":null,"ttl_ms":1,"acquired_ms":1,"renewed_ms":1}"#;
     for spoilt in [
         &["SET", key, "x"][..],

@@ -145,8 +145,9 @@ async fn get(connection: &mut Connection, name: &LeaseName) -> Result<Option<Sto
 
 fn stored(kv: &KeyValue) -> Result<Stored, StoreError> {
     let record = from_json(&kv.value)?;
-    // JSON is UTF-8 throughout, or it would not have been read.
-    Ok(Stored { record, version: version(kv.mod_revision, &String::from_utf8_lossy(&kv.value)) })
+    // A field that nobody knows is read over, whatever bytes are in it.
+    let value = std::str::from_utf8(&kv.value).map_err(|_| StoreError::Refused("its record is no text; remove it".to_string()))?;
+    Ok(Stored { record, version: version(kv.mod_revision, value) })
 }
 
 fn key(name: &LeaseName) -> Vec<u8> {

@@ -31,6 +31,9 @@ pub struct Access {
     pub renews: bool,
 }
 
+/// A plugin, or a disk, that hangs is asked anew then.
+const MAKING: Duration = Duration::from_secs(60);
+
 type Making = Told<BoxFuture<'static, Result<Access, StoreError>>>;
 
 /// The access of this process, being made or made.
@@ -63,7 +66,10 @@ impl Shared {
 
 /// On a task of its own: it goes on when nobody waits for it.
 fn start(source: Source, limit: Duration) -> Making {
-    let task = tokio::spawn(make(source, limit));
+    let task = tokio::spawn(async move {
+        let made = tokio::time::timeout(MAKING, make(source, limit)).await;
+        made.unwrap_or_else(|_| Err(StoreError::Unknown(format!("its credentials were not there within {MAKING:?}"))))
+    });
     task.map(|made| made.unwrap_or_else(|error| Err(StoreError::Unknown(format!("its credentials could not be read: {error}")))))
         .boxed()
         .shared()

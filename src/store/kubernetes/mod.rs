@@ -70,6 +70,10 @@ impl Client for Kubernetes {
             // What it will be is not known until the answer is here.
             self.last = None;
             if let Some(written) = self.api.put(&object::write(before, name, record, &self.pod), false).await? {
+                if object::read(&written)?.record.write != record.write {
+                    // A gateway, or a webhook that takes our words out.
+                    return Err(StoreError::Unknown("what was written is not what was answered".to_string()));
+                }
                 let version = object::version(Some(&written))?;
                 self.last = Some(written);
                 return Ok(Swap::Done(version));

@@ -65,7 +65,7 @@ impl Postgres {
 
     /// `None`: lockrun's tables are not there yet.
     async fn schema(&mut self) -> Result<Option<i64>, StoreError> {
-        match self.session.ask(sql::schema_version()).await {
+        match self.transact(false, sql::schema_version()).await {
             Ok(answer) => Ok(sql::rows(&answer).first().and_then(|row| row.get(0)?.parse().ok())),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(store_error(&error)),
@@ -148,6 +148,10 @@ impl Client for Postgres {
             Err(error) if is_missing(&error) && *expect != Version::Absent => return Ok(Swap::Conflict),
             Err(error) => return Err(store_error(&error)),
         };
+        if record.holder.is_some() && self.session.warned {
+            // As when an administrator ends its wait for a standby: committed here, and perhaps nowhere else.
+            return Err(StoreError::Unknown("the server warned of this write; it may not be where it must be".to_string()));
+        }
         match sql::changed_rows(&answer) {
             0 => Ok(Swap::Conflict),
             1 => Ok(Swap::Done(Version::At(record.write.to_string()))),

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::config::{SslMode, SslNegotiation};
+use tokio_postgres::error::Severity;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -47,6 +48,8 @@ pub struct Session {
     over: bool,
     /// Channels of notifications that came and were not looked at yet.
     heard: Vec<String>,
+    /// The server warned of something along with the last answer.
+    pub warned: bool,
     pub host: Host,
     pub encrypted: bool,
 }
@@ -186,7 +189,9 @@ impl Session {
         let mut connector = connector.cloned().unwrap_or_else(no_tls);
         let connect = MakeTlsConnect::<Stream>::make_tls_connect(&mut connector, &name).unwrap_or_else(|never| match never {});
         match config.connect_raw(stream, connect).await {
-            Ok((client, link)) => Ok(Session { client, link, over: false, heard: Vec::new(), host: host.clone(), encrypted }),
+            Ok((client, link)) => {
+                Ok(Session { client, link, over: false, heard: Vec::new(), warned: false, host: host.clone(), encrypted })
+            }
             Err(error) => {
                 let failed_before_login = encrypted && error.to_string().starts_with("error performing TLS");
                 let failure = match (store_error(&error), no_password) {
@@ -202,10 +207,11 @@ impl Session {
 
     /// One or more statements in one packet, so that a pooler gives them to one server. Text in, text out.
     pub async fn ask(&mut self, sql: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
-        let Session { client, link, over, heard, .. } = self;
+        let Session { client, link, over, heard, warned, .. } = self;
+        *warned = false;
         let mut work = pin!(client.simple_query(sql));
         poll_fn(|context| {
-            let lost = drive(link, over, heard, context);
+            let lost = drive(link, over, heard, warned, context);
             match (work.as_mut().poll(context), lost) {
                 // What the server said with its last breath is the better reason.
                 (Poll::Ready(Err(_)) | Poll::Pending, Some(error)) => Poll::Ready(Err(error)),
@@ -217,9 +223,9 @@ impl Session {
 
     /// The next notification's channel, also of one that came before the call.
     pub async fn listen(&mut self) -> Result<String, StoreError> {
-        let Session { link, over, heard, .. } = self;
+        let Session { link, over, heard, warned, .. } = self;
         poll_fn(|context| {
-            let lost = drive(link, over, heard, context);
+            let lost = drive(link, over, heard, warned, context);
             if !heard.is_empty() {
                 return Poll::Ready(Ok(heard.remove(0)));
             }
@@ -234,11 +240,12 @@ impl Session {
 }
 
 /// Sends and receives what there is; the error with which the link ended, if it did so now.
-fn drive(link: &mut Link, over: &mut bool, heard: &mut Vec<String>, context: &mut Context<'_>) -> Option<Error> {
+fn drive(link: &mut Link, over: &mut bool, heard: &mut Vec<String>, warned: &mut bool, context: &mut Context<'_>) -> Option<Error> {
     while !*over {
         match link.poll_message(context) {
             // Behind a pooler others' come along with any answer; that something was heard is enough.
             Poll::Ready(Some(Ok(AsyncMessage::Notification(news)))) if heard.len() < HEARD => heard.push(news.channel().to_string()),
+            Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => *warned |= notice.parsed_severity() == Some(Severity::Warning),
             Poll::Ready(Some(Ok(_))) => {}
             Poll::Ready(Some(Err(error))) => {
                 *over = true;

@@ -117,7 +117,6 @@ impl Redis {
                 return unknown(format!("{confirmed} of the {needed} replicas that must have the write confirmed it within {patience:?}"));
             }
         }
-        self.address.unconfirmed.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -204,7 +203,10 @@ impl Client for Redis {
         }
         if held {
             let info = Info::new(answers.next().unwrap_or_default())?;
+            info.is_primary()?;
             self.confirm(info.replicas(), true).await?;
+            // Not by a read: a write that was given up may still arrive after it.
+            self.address.unconfirmed.store(false, Ordering::Relaxed);
         }
         Ok(Swap::Done(Version::At(record.write.to_string())))
     }

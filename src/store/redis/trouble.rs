@@ -75,6 +75,8 @@ const IN_ERR: [(&str, &str); 14] = [
 ];
 
 fn of_server(code: &str, detail: &str) -> StoreError {
+    // A server that does not know AUTH repeats what it was sent, the password with it.
+    let detail = detail.split(", with args").next().unwrap_or_default();
     let within = IN_ERR.iter().find(|(words, _)| detail.contains(words)).map(|(_, code)| *code);
     let code = if code == "ERR" { within.unwrap_or(code) } else { code };
     let refused = |text: String| StoreError::Refused(text);

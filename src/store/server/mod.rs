@@ -85,6 +85,7 @@ pub struct ServerStore<C: Client> {
     asked: Cell<bool>,
     warning: Cell<Option<String>>,
     written: Cell<bool>,
+    answered: Cell<bool>,
 }
 
 impl<C: Client> ServerStore<C> {
@@ -102,6 +103,7 @@ impl<C: Client> ServerStore<C> {
             asked: Cell::default(),
             warning: Cell::default(),
             written: Cell::default(),
+            answered: Cell::default(),
         }
     }
 
@@ -139,6 +141,7 @@ impl<C: Client> ServerStore<C> {
             let answer = work(&mut lent).await;
             // After an error it is opened anew: it may be at another server by now, or out of step.
             lent.keep = answer.is_ok();
+            self.answered.set(self.answered.get() || answer.is_ok());
             answer
         };
         let limit = self.limit();
@@ -155,7 +158,11 @@ impl<C: Client> ServerStore<C> {
         lent.keep = true;
         let result = lent.as_mut().await;
         lent.keep = false;
-        result
+        match result {
+            // It was good before: somebody is about to change a password, a certificate or a right.
+            Err(StoreError::Refused(why)) if self.answered.get() => Err(StoreError::Unknown(why)),
+            result => result,
+        }
     }
 
     fn connect(&self) -> Connecting<C> {
@@ -185,6 +192,9 @@ impl<C: Client> ServerStore<C> {
         else {
             return snapshot;
         };
+        if self.written.get() {
+            return snapshot; // a holder's own record
+        }
         // After the reply of the read: a waiter rounds against itself.
         let now = (self.settings.now)();
         let seen_ns = boot.to_host(now);
