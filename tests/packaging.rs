@@ -471,8 +471,8 @@ fn every_option_that_the_readme_names_anywhere_exists() {
     let known: BTreeSet<_> = [&[][..], &["status"], &["check"], &["health"]].into_iter().flat_map(|of| long_options(&help(of))).collect();
     // Prose only: blocks are executed by another test, or belong to other tools.
     let prose: String = read(README).split("```").step_by(2).collect();
-    // Of tests/run, of cargo, and of tests/torture.
-    let foreign = ["--without", "--bench", "--path", "--no-default-features", "--store"];
+    // Of tests/run, cargo, tests/torture and etcdctl.
+    let foreign = ["--without", "--bench", "--path", "--no-default-features", "--store", "--prefix"];
     for option in long_options(&prose) {
         assert!(known.contains(&option) || foreign.contains(&&*option), "{README}: {option} is not in --help");
     }
