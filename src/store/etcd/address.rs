@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::store::server::Variable;
+use crate::store::server::{self, Variable};
 
 const PORT: u16 = 2379;
 
@@ -176,22 +176,9 @@ fn user_of(given: Option<&str>, variable: Variable<'_>) -> Result<Option<User>, 
     Ok(Some(User { name, password }))
 }
 
-/// `%XX` to bytes, and these must be text.
 fn decoded(text: &str) -> Result<String, String> {
-    let wrong = || "a % in user, password or file: it stands before two hexadecimal digits; a % itself is written as %25".to_string();
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                let (high, low) = (digit().ok_or_else(wrong)?, digit().ok_or_else(wrong)?);
-                u8::try_from(high * 16 + low).map_err(|_| wrong())?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    let wrong = "a % in user, password or file: it stands before two hexadecimal digits; a % itself is written as %25";
+    server::decoded(text).ok_or_else(|| wrong.to_string())
 }
 
 impl Tls {

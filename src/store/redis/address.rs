@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::lease::LeaseName;
-use crate::store::server::Variable;
+use crate::store::server::{Variable, decoded};
 
 const PORT: u16 = 6379;
 
@@ -160,22 +160,6 @@ fn user_and_password(text: &str) -> Result<(Option<String>, Option<String>), Str
 fn from_environment(variable: Variable<'_>) -> Result<Option<String>, String> {
     let text = variable("REDISCLI_AUTH").map(|password| password.into_string().map_err(|_| "REDISCLI_AUTH: not UTF-8"));
     Ok(text.transpose()?)
-}
-
-/// `%XX` as the byte that it stands for; `None` where it stands for none, or the whole is not UTF-8.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 impl fmt::Display for Address {

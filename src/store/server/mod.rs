@@ -2,6 +2,8 @@
 //! answer is given up, so that a reply that comes late is never taken for another's. Must never know which server it is.
 
 mod record;
+#[cfg(any(feature = "etcd", feature = "redis"))]
+mod url;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
@@ -16,6 +18,8 @@ use super::boot::Boot;
 use super::{Facts, Purpose, Settings, Store, StoreError};
 use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
 pub use record::{from_json, to_json};
+#[cfg(any(feature = "etcd", feature = "redis"))]
+pub use url::decoded;
 
 /// Between two tries to get a connection to wait on; the machine reads by time meanwhile.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
