@@ -215,6 +215,34 @@ fn a_servers_own_settings_change_nothing() {
     assert_of_writes_that_race_exactly_one_is_done(100, || store(&server.url()));
 }
 
+/// After a fail-over nobody would know of it: two would run.
+#[test]
+fn a_claim_that_the_standbys_may_not_have_is_not_found_as_ours_until_they_have_it() {
+    let server = Postgres::start();
+    let wait_for_standbys = |names: &str| {
+        server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'"));
+        server.sql("SELECT pg_reload_conf()");
+        while server.sql("SHOW synchronous_standby_names") != names {}
+    };
+    block_on(async {
+        let (holder, other) = (store(&server.url()), store(&server.url()));
+        let absent = read(&holder, &name()).await.version;
+        wait_for_standbys("one");
+        let claim = holder.swap(&name(), &absent, &held("w1", 1)).await;
+        assert!(matches!(claim, Err(StoreError::Unknown(_))), "{claim:?}");
+        // As a restart of the server does.
+        server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+        while read(&other, &name()).await.record.is_none() {}
+        for _ in 0..2 {
+            let found = holder.read(&name(), clock::now()).await;
+            assert!(matches!(found, Err(StoreError::Unknown(_))), "{found:?}");
+        }
+        wait_for_standbys("");
+        while holder.read(&name(), clock::now()).await.is_err() {}
+        assert_eq!(read(&holder, &name()).await.holder(), held("w1", 1).holder.as_ref());
+    });
+}
+
 #[test]
 fn tables_of_a_newer_lockrun_are_left_alone() {
     let server = Postgres::start();

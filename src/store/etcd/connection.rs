@@ -21,6 +21,7 @@ use super::api::{AUTHENTICATE, AuthenticateRequest, AuthenticateResponse};
 use super::error::{Next, Trouble, of_dial, of_status};
 use super::tls;
 use crate::store::StoreError;
+use crate::store::server::read_files;
 
 /// A server ends a connection that is pinged more often than every five seconds, or while nothing is asked of it.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -203,7 +204,10 @@ fn is_not_asked(status: &Status) -> bool {
 /// Begins with one endpoint and, when that has failed or let pass an eighth of the time, tries the next beside it: one that
 /// swallows packets costs that eighth, and a slow one is still waited for.
 async fn dial(address: &Address, limit: Duration) -> Result<(Channel, Place, bool), StoreError> {
-    let tls = address.tls.as_ref().map(tls::read).transpose()?;
+    let tls = match address.tls.clone() {
+        Some(tls) => Some(read_files(move || tls::read(&tls)).await?),
+        None => None,
+    };
     let mut waiting = address.in_order();
     let mut dials = JoinSet::new();
     let mut errors = Vec::new();

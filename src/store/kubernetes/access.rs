@@ -17,6 +17,7 @@ use tower::{BoxError, ServiceBuilder};
 use super::address::{Source, chain};
 use super::exec;
 use crate::store::StoreError;
+use crate::store::server::read_files;
 
 /// A peer that is gone without a word is noticed after about this time, also by a watch that has nothing to say.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -76,10 +77,9 @@ fn start(source: Source, limit: Duration) -> Making {
 }
 
 async fn make(source: Source, limit: Duration) -> Result<Access, StoreError> {
-    let gone = |error: tokio::task::JoinError| StoreError::Unknown(error.to_string());
     let reader = source.clone();
     // It was good when this process started: if it is not now, somebody is writing it.
-    let mut config = tokio::task::spawn_blocking(move || reader.read()).await.map_err(gone)?.map_err(StoreError::Unknown)?;
+    let mut config = read_files(move || reader.read().map_err(StoreError::Unknown)).await?;
     let renews = source.renews(&config.auth_info);
     let mut expires = None;
     // Not by kube, which asks the plugin three times for one client, waits for it on this thread, and does not get the
@@ -92,14 +92,12 @@ async fn make(source: Source, limit: Duration) -> Result<Access, StoreError> {
         config.auth_info.client_key_data = credential.key.map(Into::into);
     }
     // Reads the files of tokens, certificates and the system's roots.
-    let client =
-        move || client(&config, limit).map_err(|error| StoreError::Refused(format!("credentials: {}; mend the kubeconfig", chain(&error))));
     let runtime = tokio::runtime::Handle::current();
-    let client = tokio::task::spawn_blocking(move || {
+    let client = read_files(move || {
         let _runtime = runtime.enter();
-        client()
+        client(&config, limit).map_err(|error| StoreError::Refused(format!("credentials: {}; mend the kubeconfig", chain(&error))))
     });
-    Ok(Access { client: client.await.map_err(gone)??, expires, renews })
+    Ok(Access { client: client.await?, expires, renews })
 }
 
 /// kube's own would retry by itself, a write that may have been done included, and send small packets late.

@@ -1,6 +1,7 @@
 //! One request to the API server and what its answer means. Must never retry by itself: a write whose answer is lost may
 //! have been done, and only the machine knows how much time is left.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use http::{Request, StatusCode};
@@ -25,6 +26,7 @@ pub struct Api {
     access: Access,
     limit: Duration,
     requests: kube::core::Request,
+    spent: Cell<bool>,
 }
 
 /// An answer that is not an error of the connection.
@@ -39,7 +41,7 @@ impl Api {
     pub async fn new(address: &Address, limit: Duration) -> Result<Api, StoreError> {
         let access = address.access.get(&address.source, limit).await?;
         let requests = kube::core::Request::new(Lease::url_path(&(), Some(&address.namespace)));
-        Ok(Api { address: address.clone(), access, limit, requests })
+        Ok(Api { address: address.clone(), access, limit, requests, spent: Cell::default() })
     }
 
     pub fn namespace(&self) -> &str {
@@ -72,7 +74,7 @@ impl Api {
         };
         let answer = self.send(verb, request).await?;
         match answer.status {
-            StatusCode::CONFLICT => Ok(None),
+            StatusCode::CONFLICT if answer.is_conflict() => Ok(None),
             StatusCode::NOT_FOUND if verb == "update" && answer.is_about("leases") => Ok(None),
             _ => self.good(answer, verb).map(Some),
         }
@@ -122,7 +124,12 @@ impl Api {
             && Timestamp::checked_add(now, BEFORE_THE_END).is_ok_and(|soon| soon > expires)
         {
             self.address.access.forget();
+            self.spent.set(true);
         }
+    }
+
+    pub fn is_spent(&self) -> bool {
+        self.spent.get()
     }
 
     fn good<T: DeserializeOwned>(&self, answer: Answer, verb: &str) -> Result<T, StoreError> {
@@ -165,7 +172,10 @@ impl Api {
             Some(Tls::Server(why)) => {
                 StoreError::Refused(format!("its certificate: {why}; put its authority and its name into the kubeconfig"))
             }
-            Some(Tls::Client(why)) if self.access.renews => StoreError::Unknown(format!("it refuses our certificate: {why}")),
+            Some(Tls::Client(why)) if self.access.renews => {
+                self.address.access.forget();
+                StoreError::Unknown(format!("it refuses our certificate: {why}; it is read anew"))
+            }
             Some(Tls::Client(why)) => StoreError::Refused(format!("it refuses our certificate: {why}; renew it in the kubeconfig")),
             None => StoreError::Unknown(first_cause(error)),
         }
@@ -182,6 +192,11 @@ impl Answer {
     /// Whether it is the API server that knows no such object of this kind, and not somebody who knows no such path.
     fn is_about(&self, kind: &str) -> bool {
         self.status("/details/kind").is_some_and(|found| found == kind)
+    }
+
+    /// Whether it is the API server that has another version of the object, and not somebody who has some conflict.
+    fn is_conflict(&self) -> bool {
+        self.status("/reason").is_some_and(|reason| reason == "Conflict" || reason == "AlreadyExists")
     }
 
     /// What the server says, or its status in words.

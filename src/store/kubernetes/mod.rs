@@ -103,6 +103,10 @@ impl Client for Kubernetes {
         watch::changed(&mut self.watch, &self.api, name, seen).await
     }
 
+    fn is_spent(&self) -> bool {
+        self.api.is_spent()
+    }
+
     async fn check(&mut self) -> Result<Facts, StoreError> {
         check::check(&self.api).await
     }

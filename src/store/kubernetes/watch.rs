@@ -17,11 +17,10 @@ pub struct Watch {
     events: BoxStream<'static, kube::Result<WatchEvent<Lease>>>,
     /// A release that nobody was told of yet: it may have come while nobody waited.
     news: Option<Version>,
-    /// It has delivered something, so to open it anew at once is no busy loop.
-    lived: bool,
 }
 
-/// Returns when the lease is no longer held as `seen`. `slot` keeps the watch when this future is dropped.
+/// Returns when the lease is no longer held as `seen`. `slot` keeps the watch when this future is dropped. API servers end
+/// a watch every few minutes.
 pub async fn changed(slot: &mut Option<Watch>, api: &Api, name: &LeaseName, seen: &Version) -> Result<(), StoreError> {
     loop {
         if slot.as_ref().is_none_or(|watch| watch.name != *name) {
@@ -33,29 +32,21 @@ pub async fn changed(slot: &mut Option<Watch>, api: &Api, name: &LeaseName, seen
         }
         let why = match watch.events.next().await {
             Some(Ok(WatchEvent::Added(lease) | WatchEvent::Modified(lease))) => {
-                watch.lived = true;
                 watch.news = release(Some(&lease));
                 continue;
             }
             Some(Ok(WatchEvent::Deleted(_))) => {
-                watch.lived = true;
                 watch.news = release(None);
                 continue;
             }
-            Some(Ok(WatchEvent::Bookmark(_))) => {
-                watch.lived = true;
-                continue;
-            }
+            Some(Ok(WatchEvent::Bookmark(_))) => continue,
             // 410 Gone: the API server no longer knows what came after our place in its history.
             Some(Ok(WatchEvent::Error(status))) => format!("{}: {}", status.code, status.message),
             Some(Err(error)) => chain(&error),
             None => "the watch has ended".to_string(),
         };
-        let lived = watch.lived;
         *slot = None;
-        if !lived {
-            return Err(StoreError::Unknown(why));
-        }
+        return Err(StoreError::Unknown(why));
     }
 }
 
@@ -66,7 +57,7 @@ async fn open(api: &Api, name: &LeaseName) -> Result<Watch, StoreError> {
     let from = list.metadata.resource_version.unwrap_or_default();
     let events = api.leases().watch(&WatchParams::default().fields(&only), &from).await;
     let events = events.map_err(|error| StoreError::Unknown(chain(&error)))?.boxed();
-    Ok(Watch { name: name.clone(), events, news: release(list.items.first()), lived: false })
+    Ok(Watch { name: name.clone(), events, news: release(list.items.first()) })
 }
 
 /// The version, if nobody holds it. One that cannot be read is news too: the reader will say so.

@@ -1,4 +1,5 @@
-//! What `check` shows of a PostgreSQL server. Must never write a row.
+//! What can be known of a PostgreSQL server without changing anything: for `check`, and for whoever starts to hold. Must
+//! never write a row.
 
 use serde_json::Value;
 
@@ -19,13 +20,40 @@ const RIGHTS: [&str; 5] = [
     "UPDATE lockrun_sighting SET version = version WHERE false",
 ];
 
-pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
+/// What `SERVER` answers.
+type Row = [String; 7];
+
+async fn server(postgres: &mut Postgres) -> Result<Row, StoreError> {
     let answer = postgres.session.ask(SERVER).await.map_err(|error| store_error(&error))?;
     let row = sql::rows(&answer).first().map(|row| (0..row.len()).map(|index| row.get(index).unwrap_or_default().to_string()).collect());
-    let row: Vec<String> = row.unwrap_or_default();
-    let [version, synchronous_commit, standbys, server_ms, replicas, fsync, full_page_writes] = row.as_slice() else {
-        return Err(StoreError::Unknown("the server answered with no row".to_string()));
-    };
+    let row: Option<Row> = row.and_then(|row: Vec<String>| row.try_into().ok());
+    row.ok_or_else(|| StoreError::Unknown("the server answered with no row".to_string()))
+}
+
+/// How it can forget what it confirmed.
+fn doubts([_, _, standbys, _, replicas, fsync, full_page_writes]: &Row) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if standbys.is_empty() && replicas != "0" {
+        doubts.push(
+            "a fail-over to a standby that is not synchronous (there is one) can forget a claim; set synchronous_standby_names".to_string(),
+        );
+    }
+    for (name, value) in [("fsync", fsync), ("full_page_writes", full_page_writes)] {
+        if value == "off" {
+            doubts.push(format!("{name} is off: a crash of the server can forget a claim or spoil the tables"));
+        }
+    }
+    doubts
+}
+
+pub async fn warning(postgres: &mut Postgres) -> Option<String> {
+    let doubts = doubts(&server(postgres).await.ok()?);
+    (!doubts.is_empty()).then(|| format!("two may run for a moment if this server forgets the lease: {}", doubts.join("; ")))
+}
+
+pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
+    let row = server(postgres).await?;
+    let [version, synchronous_commit, standbys, server_ms, replicas, ..] = &row;
     let (schema, tables) = rights(postgres).await?;
     let notifications = postgres.subscribe("lockrun_check").await?;
     let encrypted = postgres.session.encrypted;
@@ -39,15 +67,13 @@ pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
         ("tls", encrypted.into()),
         ("server_time_ms", server_ms.parse::<i64>().map_or(Value::Null, Value::from)),
     ];
-    let mut warnings = vec![];
-    if standbys.is_empty() {
-        let now = if replicas == "0" { "should one be made" } else { "there is one" };
-        warnings.push(format!("a fail-over to a standby that is not synchronous ({now}) can forget a claim: two may run until the old holder's next renewal; set synchronous_standby_names"));
-    }
-    for (name, value) in [("fsync", fsync), ("full_page_writes", full_page_writes)] {
-        if value == "off" {
-            warnings.push(format!("{name} is off: a crash of the server can forget a claim or spoil the tables"));
-        }
+    let mut warnings = doubts(&row);
+    if standbys.is_empty() && replicas == "0" {
+        warnings.push(
+            "a fail-over to a standby that is not synchronous (should one be made) can forget a claim: two may run until the old holder's \
+             next renewal; set synchronous_standby_names"
+                .to_string(),
+        );
     }
     if !notifications {
         warnings.push(

@@ -136,6 +136,16 @@ impl Client for Postgres {
         }
     }
 
+    /// A commit waits until the standbys have all that was committed before it.
+    async fn confirm(&mut self, name: &LeaseName, version: &str) -> Result<(), StoreError> {
+        let answer = self.transact(true, &sql::touch(name, version)).await.map_err(|error| store_error(&error))?;
+        match sql::changed_rows(&answer) {
+            _ if self.session.warned => Err(not_everywhere()),
+            1 => Ok(()),
+            _ => Err(StoreError::Unknown("the record changed while it was read".to_string())),
+        }
+    }
+
     async fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
         let mut statements = sql::swap(name, expect, record);
         if record.holder.is_none() {
@@ -149,8 +159,7 @@ impl Client for Postgres {
             Err(error) => return Err(store_error(&error)),
         };
         if record.holder.is_some() && self.session.warned {
-            // As when an administrator ends its wait for a standby: committed here, and perhaps nowhere else.
-            return Err(StoreError::Unknown("the server warned of this write; it may not be where it must be".to_string()));
+            return Err(not_everywhere());
         }
         match sql::changed_rows(&answer) {
             0 => Ok(Swap::Conflict),
@@ -197,6 +206,15 @@ impl Client for Postgres {
     async fn check(&mut self) -> Result<Facts, StoreError> {
         check::check(self).await
     }
+
+    async fn warning(&mut self) -> Option<String> {
+        check::warning(self).await
+    }
+}
+
+/// As when an administrator, or the time that it has, ends its wait for a standby: committed here, and perhaps nowhere else.
+fn not_everywhere() -> StoreError {
+    StoreError::Unknown("the server warned of this write; it may not be where it must be".to_string())
 }
 
 fn is_missing(error: &Error) -> bool {

@@ -24,6 +24,7 @@ use super::passfile::{self, Login};
 use super::sql;
 use super::tls::Mode;
 use crate::store::StoreError;
+use crate::store::server::read_files;
 
 /// Of `limit`: the pause before the next address is tried beside one that does not answer.
 const NEXT_AFTER: u32 = 8;
@@ -66,7 +67,10 @@ impl Session {
     pub async fn open(address: &Address, limit: Duration) -> Result<Session, StoreError> {
         let connector = match address.tls.mode {
             Mode::Disable => None,
-            _ => Some(address.tls.connector().map_err(StoreError::Refused)?),
+            _ => {
+                let tls = address.tls.clone();
+                Some(read_files(move || tls.connector().map_err(StoreError::Refused)).await?)
+            }
         };
         let by_host = address.hosts.iter().map(|host| Box::pin(Session::at_host(address, host, connector.as_ref(), limit)) as Try<'_>);
         let failures = match first_of(by_host.collect(), limit / NEXT_AFTER).await {

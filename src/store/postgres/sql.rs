@@ -96,6 +96,11 @@ pub fn swap(name: &LeaseName, expect: &Version, record: &Record) -> String {
     }
 }
 
+/// A write that changes nothing.
+pub fn touch(name: &LeaseName, version: &str) -> String {
+    format!("UPDATE lockrun_lease SET write_id = write_id WHERE name = {} AND write_id = {}", text(name.as_str()), text(version))
+}
+
 /// One row if this version was noted before, none if it is noted now.
 pub fn sighting(name: &LeaseName, boot_id: &str, version: &str, seen_ns: i64) -> String {
     let (name, boot_id, version) = (text(name.as_str()), text(boot_id), text(version));

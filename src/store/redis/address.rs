@@ -2,21 +2,15 @@
 //! `rediss://` for TLS. Must never show what may be a password, whatever was mistyped.
 
 use std::fmt;
-use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::lease::LeaseName;
 use crate::store::server::{Variable, decoded};
 
 const PORT: u16 = 6379;
 
-/// Clones are one: what one of them is told (`unconfirmed`) all know.
 #[derive(Clone)]
-pub struct Address(Arc<Parts>);
-
-pub struct Parts {
+pub struct Address {
     /// A name or an IP address, without brackets.
     pub(super) host: String,
     pub(super) port: u16,
@@ -26,9 +20,6 @@ pub struct Parts {
     pub(super) tls: Option<Files>,
     /// How many replicas must have a claim or renewal before it is done; not given: most of those that are there.
     pub(super) wait: Option<usize>,
-    /// A write of ours may stand in the server although too few replicas have it. It outlives the connection: what the
-    /// next one reads must be confirmed first.
-    pub(super) unconfirmed: AtomicBool,
 }
 
 /// Absolute, because lockrun leaves the folder that it was started in. Read with each connection: certificates are renewed.
@@ -61,28 +52,18 @@ impl Address {
         }
         let db = db.strip_suffix('/').unwrap_or(db);
         let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| DB)? };
-        let mut parts = Parts { host, port, db, user, password, tls: None, wait: None, unconfirmed: AtomicBool::new(false) };
-        let files = parts.parameters(query)?;
+        let mut address = Address { host, port, db, user, password, tls: None, wait: None };
+        let files = address.parameters(query)?;
         match (tls, &files) {
             (true, Files { cert: Some(_), key: None, .. }) => return Err("cert: give its key too".to_string()),
             (true, Files { cert: None, key: Some(_), .. }) => return Err("key: give its cert too".to_string()),
-            (true, _) => parts.tls = Some(files),
+            (true, _) => address.tls = Some(files),
             (false, Files { cacert: None, cert: None, key: None }) => {}
             (false, _) => return Err("cacert, cert and key are for TLS; write rediss://".to_string()),
         }
-        Ok(Address(Arc::new(parts)))
+        Ok(address)
     }
-}
 
-impl Deref for Address {
-    type Target = Parts;
-
-    fn deref(&self) -> &Parts {
-        &self.0
-    }
-}
-
-impl Parts {
     /// Of so many replicas that are there.
     pub(super) fn confirming(&self, replicas: usize) -> usize {
         let most = if replicas == 0 { 0 } else { replicas / 2 + 1 };

@@ -9,7 +9,6 @@ mod script;
 mod tls;
 mod trouble;
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -99,7 +98,7 @@ impl Redis {
 
     /// A server that fails over to a replica without this write has forgotten it: it is done when most of them have it.
     /// `written`: by the last write of this very connection, which is what WAIT counts from.
-    async fn confirm(&mut self, replicas: usize, written: bool) -> Result<(), StoreError> {
+    async fn replicated(&mut self, replicas: usize, written: bool) -> Result<(), StoreError> {
         let needed = self.address.confirming(replicas);
         if needed > 0 {
             let patience = self.limit * 3 / 5;
@@ -171,13 +170,16 @@ impl Client for Redis {
         commands.cmd("INFO").arg("replication");
         let mut answers = self.ask(&commands).await?.into_iter();
         let stored = stored(answers.next())?;
-        let info = Info::new(answers.next().unwrap_or_default())?;
-        info.is_primary()?;
-        let held = stored.as_ref().is_some_and(|stored| stored.record.holder.is_some());
-        if held && self.address.unconfirmed.load(Ordering::Relaxed) {
-            self.confirm(info.replicas(), false).await?;
-        }
+        Info::new(answers.next().unwrap_or_default())?.is_primary()?;
         Ok(stored)
+    }
+
+    async fn confirm(&mut self, _name: &LeaseName, _version: &str) -> Result<(), StoreError> {
+        let mut commands = pipe();
+        commands.cmd("INFO").arg("replication");
+        let info = Info::new(self.ask(&commands).await?.pop().unwrap_or_default())?;
+        info.is_primary()?;
+        self.replicated(info.replicas(), false).await
     }
 
     async fn swap(&mut self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
@@ -188,9 +190,6 @@ impl Client for Redis {
         };
         let (key, held) = (record_key(name), record.holder.is_some());
         let channel = if held { String::new() } else { self.address.channel(name) };
-        if held {
-            self.address.unconfirmed.store(true, Ordering::Relaxed);
-        }
         let arguments = [expected, record.write.as_str(), &to_json(record), name.as_str(), &channel];
         let replication = |commands: &mut Pipeline| {
             if held {
@@ -204,9 +203,7 @@ impl Client for Redis {
         if held {
             let info = Info::new(answers.next().unwrap_or_default())?;
             info.is_primary()?;
-            self.confirm(info.replicas(), true).await?;
-            // Not by a read: a write that was given up may still arrive after it.
-            self.address.unconfirmed.store(false, Ordering::Relaxed);
+            self.replicated(info.replicas(), true).await?;
         }
         Ok(Swap::Done(Version::At(record.write.to_string())))
     }

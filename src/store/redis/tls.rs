@@ -13,14 +13,11 @@ use tokio_rustls::TlsConnector;
 use super::address::Files;
 use super::trouble::refused;
 use crate::store::StoreError;
+use crate::store::server::read_files;
 
-/// Reads files, so not on the runtime's thread.
 pub async fn connector(files: &Files) -> Result<TlsConnector, StoreError> {
     let files = files.clone();
-    match tokio::task::spawn_blocking(move || config(&files)).await {
-        Ok(config) => config.map(|config| TlsConnector::from(Arc::new(config))),
-        Err(error) => Err(StoreError::Unknown(format!("certificates: {error}"))),
-    }
+    Ok(TlsConnector::from(Arc::new(read_files(move || config(&files)).await?)))
 }
 
 fn config(files: &Files) -> Result<ClientConfig, StoreError> {

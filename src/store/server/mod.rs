@@ -16,13 +16,22 @@ use std::time::Duration;
 
 use super::boot::Boot;
 use super::{Facts, Purpose, Settings, Store, StoreError};
-use crate::lease::{Evidence, Finding, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
+use crate::lease::{Evidence, Finding, HolderId, KernelLock, LeaseName, Moment, Record, Snapshot, Swap, Version};
 pub use record::{from_json, to_json};
 #[cfg(any(feature = "etcd", feature = "redis"))]
 pub use url::decoded;
 
-/// Between two tries to get a connection to wait on; the machine reads by time meanwhile.
+/// From one try to get a connection to wait on to the next, so that one that lived longer is replaced at once; the machine
+/// reads by time meanwhile.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is read may be on a disk that hangs, so not on the runtime's thread.
+pub async fn read_files<T: Send + 'static>(read: impl FnOnce() -> Result<T, StoreError> + Send + 'static) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(error) => Err(StoreError::Unknown(format!("certificates and keys: {error}"))),
+    }
+}
 
 /// A variable of the environment; an empty one is unset.
 pub type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -45,6 +54,12 @@ pub trait Client: Sized + 'static {
     fn connect(address: &Self::Address, create: bool, limit: Duration) -> impl Future<Output = Result<Self, StoreError>>;
 
     fn get(&mut self, name: &LeaseName) -> impl Future<Output = Result<Option<Stored>, StoreError>>;
+
+    /// Waits until the record that was read at `version` is where a fail-over finds it: it may be a write of ours whose
+    /// answer was not a good one. A server that answers from a majority has no more to do.
+    fn confirm(&mut self, _name: &LeaseName, _version: &str) -> impl Future<Output = Result<(), StoreError>> {
+        std::future::ready(Ok(()))
+    }
 
     /// Writes `record` if the record still stands at `expect` (`Absent`: if there is none). `Err`: it may have been written.
     /// A record without a holder wakes those who wait in `changed`.
@@ -69,6 +84,11 @@ pub trait Client: Sized + 'static {
     /// shown as its difference from the clock here.
     fn check(&mut self) -> impl Future<Output = Result<Facts, StoreError>>;
 
+    /// Its credentials end soon: the next request takes another connection.
+    fn is_spent(&self) -> bool {
+        false
+    }
+
     /// What this server cannot promise, as it is set up, for whoever starts to hold.
     fn warning(&mut self) -> impl Future<Output = Option<String>> {
         std::future::ready(None)
@@ -89,6 +109,8 @@ pub struct ServerStore<C: Client> {
     asked: Cell<bool>,
     warning: Cell<Option<String>>,
     written: Cell<bool>,
+    /// A write with this holder may stand in the server without being where it must be.
+    unconfirmed: RefCell<Option<HolderId>>,
     answered: Cell<bool>,
 }
 
@@ -107,6 +129,7 @@ impl<C: Client> ServerStore<C> {
             asked: Cell::default(),
             warning: Cell::default(),
             written: Cell::default(),
+            unconfirmed: RefCell::default(),
             answered: Cell::default(),
         }
     }
@@ -120,6 +143,11 @@ impl<C: Client> ServerStore<C> {
             }
         }
         Ok(facts)
+    }
+
+    fn is_unconfirmed(&self, record: &Record) -> bool {
+        let unconfirmed = self.unconfirmed.borrow();
+        unconfirmed.is_some() && *unconfirmed == record.holder.as_ref().map(|holder| holder.id.clone())
     }
 
     /// Not to one who only tries: cron mails whatever is said, each time.
@@ -144,7 +172,7 @@ impl<C: Client> ServerStore<C> {
             };
             let answer = work(&mut lent).await;
             // After an error it is opened anew: it may be at another server by now, or out of step.
-            lent.keep = answer.is_ok();
+            lent.keep = answer.is_ok() && !lent.is_spent();
             self.answered.set(self.answered.get() || answer.is_ok());
             answer
         };
@@ -212,37 +240,48 @@ impl<C: Client> ServerStore<C> {
 
 impl<C: Client> Store for ServerStore<C> {
     async fn read(&self, name: &LeaseName, _: Moment) -> Result<Snapshot, StoreError> {
-        let stored = self.request(async |client| client.get(name).await).await?;
+        let read = async |client: &mut C| {
+            let stored = client.get(name).await?;
+            if let Some(stored) = stored.as_ref().filter(|stored| self.is_unconfirmed(&stored.record)) {
+                client.confirm(name, &stored.version).await?;
+            }
+            Ok(stored)
+        };
+        let stored = self.request(read).await?;
         self.ask_for_a_warning().await;
         Ok(self.with_sighting(name, self.snapshot(stored)).await)
     }
 
     async fn swap(&self, name: &LeaseName, expect: &Version, record: &Record) -> Result<Swap, StoreError> {
+        if let Some(holder) = &record.holder {
+            self.unconfirmed.replace(Some(holder.id.clone()));
+        }
         let swap = self.request(async |client| client.swap(name, expect, record).await).await;
-        self.written.set(self.written.get() || matches!(swap, Ok(Swap::Done(_))));
+        if let Ok(Swap::Done(_)) = swap {
+            self.written.set(true);
+            // Not by a read: a write that was given up may still arrive after it.
+            self.unconfirmed.take();
+        }
         swap
     }
 
     async fn changed(&self, name: &LeaseName, seen: &Version) {
         loop {
-            let pause = self.watch_again_at.get().since((self.settings.now)());
-            tokio::time::sleep(pause).await;
-            self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
             let mut lent = match self.watch.take() {
                 Some(lent) => lent,
-                None => match self.connect().await {
-                    Ok(client) => self.watch.lend(client),
-                    Err(_) => continue,
-                },
+                None => {
+                    tokio::time::sleep(self.watch_again_at.get().since((self.settings.now)())).await;
+                    self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
+                    match self.connect().await {
+                        Ok(client) => self.watch.lend(client),
+                        Err(_) => continue,
+                    }
+                }
             };
-            self.watch_again_at.set(Moment::default());
             lent.keep = true;
             match lent.changed(name, seen).await {
                 Ok(()) => return,
-                Err(_) => {
-                    lent.keep = false;
-                    self.watch_again_at.set((self.settings.now)() + WATCH_PAUSE);
-                }
+                Err(_) => lent.keep = false,
             }
         }
     }

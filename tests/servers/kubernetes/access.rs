@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{World, assert_code};
@@ -159,6 +160,36 @@ fn an_exec_plugin_is_asked_once_and_anew_when_its_token_is_refused() {
     let finished = holder.finish();
     assert_code(&finished, 0);
     assert!(!finished.stderr.contains("sealed"), "{}", finished.stderr);
+}
+
+#[test]
+fn credentials_that_end_soon_are_renewed_before_they_are_refused() {
+    let world = World::new();
+    let answer = |name: &str, token: &str, seconds: i64| {
+        let ends = Timestamp::now() + SignedDuration::from_secs(seconds);
+        let status = json!({"token": token, "expirationTimestamp": ends.to_string()});
+        let text = json!({"kind": "ExecCredential", "status": status}).to_string();
+        std::fs::write(world.scene.path(name), text).expect("an answer");
+    };
+    answer("answer", TOKEN, 20);
+    answer("next", "sealed-next", 3600);
+    world.server.grant("sealed-next", Some(&ROLE));
+    let dir = world.scene.dir().display().to_string();
+    let command = script(&world, "plugin", &format!("echo x >>{dir}/asked; cat {dir}/answer; cp {dir}/next {dir}/answer"));
+    let file = world.server.kubeconfig("exec", world.server.port(), &plugin(&command));
+    let url = format!("k8s:default?kubeconfig={}", file.display());
+    let mut lockrun = world.lockrun_at(&url, &["--ttl", "30s", "--heartbeat", "500ms"]);
+    let holder = world.scene.start(lockrun.args(["--", "sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]));
+    world.scene.wait_for_file("up");
+    wait_until("new ones", || std::fs::read_to_string(world.scene.path("asked")).is_ok_and(|asked| asked == "x\nx\n"));
+    world.server.grant(TOKEN, None);
+    let before = world.spec("renewTime");
+    wait_until("a renewal by the new token", || world.spec("renewTime") != before);
+    std::fs::write(world.scene.path("go"), "").expect("a file");
+    let finished = holder.finish();
+    assert_code(&finished, 0);
+    assert!(!finished.stderr.contains("unreachable"), "{}", finished.stderr);
+    assert_eq!(std::fs::read_to_string(world.scene.path("asked")).expect("asked"), "x\nx\n");
 }
 
 #[test]
