@@ -3,35 +3,17 @@
 use std::error::Error;
 use std::path::Path;
 
-use rustls::{InvalidMessage, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rustls::InvalidMessage;
 use tonic::transport::{ClientTlsConfig, Identity};
 
 use super::address::Tls;
 use crate::store::StoreError;
+use crate::store::server::tls::{Pem, roots, trusted};
 
 /// Read anew for every connection: certificates are renewed while lockrun runs.
 pub fn read(tls: &Tls) -> Result<ClientTlsConfig, StoreError> {
-    let mut roots = RootCertStore::empty();
-    match &tls.ca {
-        Some(path) => {
-            let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let found = found.map_err(|error| unreadable(path, &error))?;
-            let (good, _) = roots.add_parsable_certificates(found);
-            if good == 0 {
-                return Err(StoreError::Refused(format!("{}: no certificate in it; it should hold the CA's, as PEM", path.display())));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            let (good, _) = roots.add_parsable_certificates(found.certs);
-            if good == 0 {
-                return Err(StoreError::Refused("this system has no CA certificates; name a file with cacert=FILE".to_string()));
-            }
-        }
-    }
-    let config = ClientTlsConfig::new().trust_anchors(roots.roots);
+    let roots = roots(trusted(tls.ca.as_deref().map(|path| Pem::file("cacert", path)))?)?;
+    let config = ClientTlsConfig::new().trust_anchors(roots.roots.clone());
     let Some((cert, key)) = &tls.identity else { return Ok(config) };
     let pem = |path: &Path| std::fs::read(path).map_err(|error| unreadable(path, &error));
     Ok(config.identity(Identity::from_pem(pem(cert)?, pem(key)?)))

@@ -167,8 +167,11 @@ impl Api {
 
     fn no_answer(&self, error: &kube::Error) -> StoreError {
         match tls(error) {
-            // The pod's CA file is read anew once a minute: it may be the older one.
-            Some(Tls::Server(why)) if self.address.in_pod() => StoreError::Unknown(format!("its certificate: {why}")),
+            // The authority of the pod's file may be the older one.
+            Some(Tls::Server(why)) if self.address.in_pod() => {
+                self.address.access.forget();
+                StoreError::Unknown(format!("its certificate: {why}; its authority is read anew"))
+            }
             Some(Tls::Server(why)) => {
                 StoreError::Refused(format!("its certificate: {why}; put its authority and its name into the kubeconfig"))
             }

@@ -4,19 +4,18 @@
 use std::io::{ErrorKind, Read};
 use std::process::{Command, Stdio};
 
-use k8s_openapi::ByteString;
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::store::StoreError;
 
+#[derive(Default)]
 pub struct Credential {
     pub token: Option<String>,
-    /// As a kubeconfig has them, in base64.
-    pub certificate: Option<String>,
-    pub key: Option<String>,
+    /// Certificate and key, in PEM.
+    pub identity: Option<(String, String)>,
     pub expires: Option<Timestamp>,
 }
 
@@ -56,8 +55,7 @@ pub async fn ask(plugin: &ExecConfig) -> Result<Credential, StoreError> {
     }
     Ok(Credential {
         token: status.token,
-        certificate: status.client_certificate_data.map(base64),
-        key: status.client_key_data.map(base64),
+        identity: status.client_certificate_data.zip(status.client_key_data),
         expires: status.expiration_timestamp,
     })
 }
@@ -90,11 +88,4 @@ fn run(mut command: Command) -> std::io::Result<Vec<u8>> {
     }
     let _ = child.wait();
     Ok(answer)
-}
-
-fn base64(text: String) -> String {
-    match serde_json::to_value(ByteString(text.into_bytes())) {
-        Ok(Value::String(text)) => text,
-        _ => String::new(),
-    }
 }

@@ -25,6 +25,7 @@ use super::sql;
 use super::tls::Mode;
 use crate::store::StoreError;
 use crate::store::server::read_files;
+use crate::store::server::tls::builder;
 
 /// Of `limit`: the pause before the next address is tried beside one that does not answer.
 const NEXT_AFTER: u32 = 8;
@@ -69,7 +70,7 @@ impl Session {
             Mode::Disable => None,
             _ => {
                 let tls = address.tls.clone();
-                Some(read_files(move || tls.connector().map_err(StoreError::Refused)).await?)
+                Some(read_files(move || tls.connector()).await?)
             }
         };
         let by_host = address.hosts.iter().map(|host| Box::pin(Session::at_host(address, host, connector.as_ref(), limit)) as Try<'_>);
@@ -305,11 +306,7 @@ async fn offers_tls(stream: &mut Stream) -> Result<bool, (StoreError, bool)> {
 }
 
 fn no_tls() -> MakeRustlsConnect {
-    let provider = rustls::crypto::ring::default_provider();
-    let builder = rustls::ClientConfig::builder_with_provider(provider.into()).with_safe_default_protocol_versions();
-    // ring has suites for both versions of TLS that are on by default.
-    let config = builder.expect("ring's own").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-    MakeRustlsConnect::new(config)
+    MakeRustlsConnect::new(builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth())
 }
 
 type Try<'a> = Pin<Box<dyn Future<Output = Result<Session, StoreError>> + 'a>>;

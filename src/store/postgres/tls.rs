@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use x509_cert::der::Decode;
+
+use crate::store::StoreError;
+use crate::store::server::tls::{Anybody, Pem, builder, roots, trusted, with_identity};
 
 /// `sslmode`, from the least to the most careful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,68 +44,51 @@ pub struct Tls {
 
 impl Tls {
     /// Reads the files anew, so that certificates can be replaced while lockrun runs.
-    pub fn connector(&self) -> Result<MakeRustlsConnect, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new(self, Arc::clone(&provider))?;
-        let builder =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-        let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-        let mut config = match &self.certificate {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let unfit = |error| format!("sslcert {}: it and sslkey {} do not fit: {error}", certificate.display(), key.display());
-                builder.with_client_auth_cert(certificates("sslcert", certificate)?, private_key(key)?).map_err(unfit)?
-            }
+    pub fn connector(&self) -> Result<MakeRustlsConnect, StoreError> {
+        let verifier: Arc<dyn ServerCertVerifier> = match self.mode < Mode::VerifyCa {
+            true => Anybody::new(),
+            false => Arc::new(Verifier::new(self)?),
         };
+        let builder = builder().dangerous().with_custom_certificate_verifier(verifier);
+        let identity = self.certificate.as_ref().map(|(certificate, key)| (Pem::file("sslcert", certificate), Pem::file("sslkey", key)));
+        if let Some((_, key)) = &self.certificate {
+            is_closed(key)?;
+        }
+        let mut config = with_identity(builder, identity)?;
         config.alpn_protocols = vec![b"postgresql".to_vec()];
         Ok(MakeRustlsConnect::new(config))
     }
 }
 
-fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = read.map_err(|error| format!("{what} {}: {error}", path.display()))?;
-    if found.is_empty() {
-        return Err(format!("{what} {}: there is no certificate in it; it should be PEM", path.display()));
-    }
-    Ok(found)
-}
-
 /// libpq's rule: nobody else may read it; root's own may be shared with a group.
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let named = |why: String| format!("sslkey {}: {why}", path.display());
-    let metadata = std::fs::metadata(path).map_err(|error| named(error.to_string()))?;
+fn is_closed(key: &Path) -> Result<(), StoreError> {
+    let named = |why: &str| StoreError::Refused(format!("sslkey {}: {why}", key.display()));
+    let metadata = std::fs::metadata(key).map_err(|error| named(&error.to_string()))?;
     let closed = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & closed != 0 {
-        return Err(named("others can read it; chmod 0600 (0640 if root owns it)".to_string()));
+        return Err(named("others can read it; chmod 0600 (0640 if root owns it)"));
     }
-    PrivateKeyDer::from_pem_file(path).map_err(|error| named(format!("{error}; it must be PEM and not encrypted")))
+    Ok(())
 }
 
 #[derive(Debug)]
 struct Verifier {
-    /// `None`: the mode asks for encryption, not for proof.
-    chain: Option<Arc<WebPkiServerVerifier>>,
+    chain: Arc<WebPkiServerVerifier>,
     /// A server's own certificate may stand among them.
-    roots: Vec<CertificateDer<'static>>,
+    trusted: Vec<CertificateDer<'static>>,
     name: bool,
-    provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    fn new(tls: &Tls, provider: Arc<CryptoProvider>) -> Result<Verifier, String> {
-        if tls.mode < Mode::VerifyCa {
-            return Ok(Verifier { chain: None, roots: Vec::new(), name: false, provider });
-        }
-        let roots = match &tls.roots {
-            Roots::File(path) => certificates("sslrootcert", path)?,
-            Roots::System => rustls_native_certs::load_native_certs().certs,
-        };
-        let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(roots.iter().cloned());
-        let none = "this system has no root certificates; install ca-certificates, or name a file with sslrootcert";
-        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider)).build();
-        Ok(Verifier { chain: Some(chain.map_err(|_| none)?), roots, name: tls.mode == Mode::VerifyFull, provider })
+    fn new(tls: &Tls) -> Result<Verifier, StoreError> {
+        let trusted = trusted(match &tls.roots {
+            Roots::File(path) => Some(Pem::file("sslrootcert", path)),
+            Roots::System => None,
+        })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let chain = WebPkiServerVerifier::builder_with_provider(roots(trusted.iter().cloned())?, provider).build();
+        let chain = chain.map_err(|error| StoreError::Refused(format!("sslrootcert: {error}")))?;
+        Ok(Verifier { chain, trusted, name: tls.mode == Mode::VerifyFull })
     }
 
     /// As PostgreSQL's manual has it made (18.9.5): signed by itself, an authority, the same file on both sides.
@@ -114,7 +98,7 @@ impl Verifier {
             let (from, to) = (validity.not_before.to_unix_duration(), validity.not_after.to_unix_duration());
             Some((from.as_secs()..=to.as_secs()).contains(&now.as_secs()))
         };
-        self.roots.iter().any(|root| root == certificate) && valid().unwrap_or(false)
+        self.trusted.iter().any(|root| root == certificate) && valid().unwrap_or(false)
     }
 }
 
@@ -127,8 +111,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        let mut verdict = chain.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        let mut verdict = self.chain.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
         if matches!(verdict, Err(Error::InvalidCertificate(CertificateError::Other(_)))) && self.is_a_root_itself(certificate, now) {
             let parsed = ParsedCertificate::try_from(certificate)?;
             verdict = rustls::client::verify_server_name(&parsed, name).map(|()| ServerCertVerified::assertion());
@@ -150,7 +133,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.chain.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -159,11 +142,11 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.chain.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.chain.supported_verify_schemes()
     }
 }
 

@@ -2,6 +2,8 @@
 //! answer is given up, so that a reply that comes late is never taken for another's. Must never know which server it is.
 
 mod record;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "etcd", feature = "redis"))]
 mod url;
 

@@ -214,7 +214,7 @@ fn an_exec_plugin_that_gives_nothing_is_named() {
 
 /// In a mount namespace of its own, /run is as in a pod.
 #[test]
-fn the_account_of_a_pod_is_used_and_its_token_read_anew() {
+fn the_account_of_a_pod_is_used_and_its_token_that_rotates() {
     let world = World::new();
     std::fs::write(world.scene.path("token"), TOKEN).expect("a token");
     let account = "/run/secrets/kubernetes.io/serviceaccount";
@@ -225,7 +225,7 @@ fn the_account_of_a_pod_is_used_and_its_token_read_anew() {
     );
     let mut command = world.scene.command("unshare");
     command.args(["--mount", "sh", "-c", &pod, "sh", crate::common::lockrun_binary()]);
-    command.args(["--ttl", "60s", "--heartbeat", "2s", "--db", "kubernetes:", "--name", "beat", "--"]);
+    command.args(["--ttl", "60s", "--heartbeat", "500ms", "--db", "kubernetes:", "--name", "beat", "--"]);
     command.args(["sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]);
     command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", world.server.port().to_string());
     let holder = world.scene.start(command.env("HOME", world.scene.dir()).env_remove("KUBECONFIG"));
@@ -235,10 +235,22 @@ fn the_account_of_a_pod_is_used_and_its_token_read_anew() {
     std::fs::write(world.scene.path("token"), "sealed-next").expect("a token");
     world.server.grant("sealed-next", Some(&ROLE));
     world.server.grant(TOKEN, None);
-    holder.wait_for_stderr("unreachable");
-    holder.wait_for_stderr("recovered");
+    let two_renewals = || {
+        world.server.requests();
+        let mut count = 0;
+        wait_until("renewals", || {
+            count += world.server.requests().len();
+            count >= 2
+        });
+    };
+    two_renewals();
+    // Some remove it once a process has started.
+    std::fs::remove_file(world.scene.path("token")).expect("it is there");
+    two_renewals();
     std::fs::write(world.scene.path("go"), "").expect("a file");
-    assert_code(&holder.finish(), 0);
+    let finished = holder.finish();
+    assert_code(&finished, 0);
+    assert!(!finished.stderr.contains("unreachable"), "{}", finished.stderr);
 }
 
 #[test]
