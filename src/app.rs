@@ -173,16 +173,15 @@ fn last_will(run: &Run, token: Token) {
     let give_up_at = clock::now() + RELEASE_TIME;
     runtime.block_on(async {
         while clock::now() < give_up_at {
-            let Ok(snapshot) = store.read(&name, clock::now()).await else {
-                std::thread::sleep(WILL_PAUSE);
-                continue;
-            };
-            let ours = |record: &&Record| record.token == token && record.holder.as_ref().is_some_and(|h| h.id == run.settings.me.id);
-            let Some(record) = snapshot.record.as_ref().filter(ours) else { return };
-            let free = Record { write: WriteId::from_random(clock::random()), holder: None, stopping: false, ..record.clone() };
-            if let Ok(Swap::Done(_)) = store.swap(&name, &snapshot.version, &free).await {
-                return;
+            if let Ok(snapshot) = store.read(&name, clock::now()).await {
+                let ours = |record: &&Record| record.token == token && record.holder.as_ref().is_some_and(|h| h.id == run.settings.me.id);
+                let Some(record) = snapshot.record.as_ref().filter(ours) else { return };
+                let free = Record { write: WriteId::from_random(clock::random()), holder: None, stopping: false, ..record.clone() };
+                if let Ok(Swap::Done(_)) = store.swap(&name, &snapshot.version, &free).await {
+                    return;
+                }
             }
+            std::thread::sleep(WILL_PAUSE);
         }
     });
 }

@@ -2,10 +2,13 @@
 //! runtime's thread, nor give it our standard input, which is the command's.
 
 use std::io::{ErrorKind, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -79,8 +82,11 @@ fn command(plugin: &ExecConfig, program: &str) -> Command {
     command
 }
 
-/// All that it writes, whatever its status: that may have gone to the front, which reaps all strangers.
+/// It must not outlive us. All that it writes, whatever its status: that may have gone to the front, which reaps all strangers.
 fn run(mut command: Command) -> std::io::Result<Vec<u8>> {
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+    // The thread that it dies with waits for it here.
     let mut child = command.spawn()?;
     let mut answer = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {

@@ -5,11 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{World, assert_code};
 use crate::common::report::parse;
-use crate::common::{Finished, wait_until};
+use crate::common::{Finished, alive, wait_until};
 use crate::fixture::Server;
 use crate::fixture::kubernetes::{ROLE, TOKEN};
 
@@ -210,6 +211,20 @@ fn an_exec_plugin_that_gives_nothing_is_named() {
     let mut always = plugin(&slow);
     always["exec"]["interactiveMode"] = json!("Always");
     assert_refused(&check_as(&world, &always), &["asks a person"]);
+}
+
+#[test]
+fn an_exec_plugin_that_hangs_does_not_outlive_lockrun() {
+    let world = World::new();
+    let hung =
+        script(&world, "hung", &format!("echo $$ >{dir}/new && mv {dir}/new {dir}/pid; exec sleep 600", dir = world.scene.dir().display()));
+    let file = world.server.kubeconfig("hung", world.server.port(), &plugin(&hung));
+    let mut lockrun = world.lockrun_at(&format!("k8s:default?kubeconfig={}", file.display()), &[]);
+    let waiter = world.scene.start(lockrun.args(["--", "true"]));
+    let pid = world.scene.wait_for_file("pid").trim().parse().expect("a pid");
+    assert!(alive(pid));
+    waiter.signal(Signal::SIGKILL);
+    wait_until("its end", || !alive(pid));
 }
 
 /// In a mount namespace of its own, /run is as in a pod.
