@@ -37,7 +37,7 @@ pub async fn check(api: &Api) -> Result<Facts, StoreError> {
     if !missing.is_empty() {
         // A Role may be for some leases by name. Which one is meant is not known here; the read that follows asks for it.
         let named = named(api).await?;
-        let by_name = |verb: &&str| named.iter().any(|(of, _)| of == verb);
+        let by_name = |verb: &&str| named.iter().any(|(of, _)| of == verb || of == "*");
         if missing.iter().any(by_name) {
             let mut names: Vec<&str> = named.iter().map(|(_, name)| name.as_str()).collect();
             names.sort_unstable();
