@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::etcd::Etcd;
+use crate::fixture::etcd::Etcd;
 use crate::stage::{self, Stage, Tool, send};
 use crate::{Findings, Times, number};
 
@@ -22,24 +22,28 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
     let hits = [("front", true, 100), ("guard", true, 100), ("both", false, 1100), ("command", false, 100)];
     for (what, with_daemon, limit_ms) in hits {
         let tool = stage::lockrun(dir, &[]);
-        let mut times = Times::default();
-        let mut overlaps = 0;
-        let mut stage = Stage::new(&tool, dir, 1, with_daemon);
-        for _ in 0..tries {
-            stage.fill(1);
-            let killed_ns = strike(&stage, what);
-            let (at_ns, overlap) = stage.started();
-            overlaps += usize::from(overlap);
-            times.push(Duration::from_nanos(at_ns.saturating_sub(killed_ns)));
-        }
-        drop(stage);
+        let (mut times, overlaps) = after(&tool, dir, what, with_daemon, tries);
         times.row(&format!("lockrun, {what} killed"), None);
         findings.at_most_ms(&format!("fail-over, {what} killed, the longest of {tries}"), times.at(100), limit_ms);
         findings.is(&format!("fail-over, {what} killed: {overlaps} overlaps in {tries}"), overlaps == 0);
     }
-    for tool in [stage::flock(dir), stage::etcdctl(etcd)].into_iter().flatten() {
+    for tool in [stage::flock(dir), etcd.as_ref().map(stage::etcdctl)].into_iter().flatten() {
         peer(&tool, dir);
     }
+}
+
+/// How long it takes each time, and how many overlap.
+pub fn after(tool: &Tool, dir: &Path, what: &str, with_daemon: bool, tries: usize) -> (Times, usize) {
+    let (mut times, mut overlaps) = (Times::default(), 0);
+    let mut stage = Stage::new(tool, dir, 1, with_daemon);
+    for _ in 0..tries {
+        stage.fill(1);
+        let killed_ns = strike(&stage, what);
+        let (at_ns, overlap) = stage.started();
+        overlaps += usize::from(overlap);
+        times.push(Duration::from_nanos(at_ns.saturating_sub(killed_ns)));
+    }
+    (times, overlaps)
 }
 
 fn strike(stage: &Stage, what: &str) -> u64 {

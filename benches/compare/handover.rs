@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::etcd::Etcd;
+use crate::fixture::etcd::Etcd;
 use crate::stage::{self, Stage, Tool};
 use crate::{Findings, Times, number};
 
@@ -22,7 +22,7 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
             stage::flock(dir),
             stage::setlock(dir),
             Some(stage::lockrun(dir, &[])),
-            stage::etcdctl(etcd).filter(|_| waiters <= WAITERS_OF_ETCDCTL),
+            etcd.as_ref().filter(|_| waiters <= WAITERS_OF_ETCDCTL).map(stage::etcdctl),
         ];
         let tools: Vec<Tool> = tools.into_iter().flatten().collect();
         let mut times: Vec<Times> = tools.iter().map(|_| Times::default()).collect();
@@ -54,7 +54,7 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
     }
 }
 
-fn once(stage: &mut Stage, name: &str, waiters: usize) -> Duration {
+pub fn once(stage: &mut Stage, name: &str, waiters: usize) -> Duration {
     stage.fill(waiters);
     stage.end_command();
     let ended_ns = match stage.ear.next(stage::PATIENCE) {

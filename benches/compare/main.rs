@@ -1,12 +1,14 @@
 //! lockrun beside the tools that it is compared with: `cargo bench --bench compare -- [PART]...`, parts start, handover,
-//! failover, idle and many; all of them unless some are named. Nothing is installed: what is missing is said and left out.
+//! failover, servers, idle and many; all of them unless some are named. Nothing is installed: what is missing is said and left out.
 //! At the end stands what was asked of lockrun, and whether it was met.
 
-mod etcd;
 mod failover;
+#[path = "../../tests/fixture/mod.rs"]
+mod fixture;
 mod handover;
 mod idle;
 mod many;
+mod servers;
 mod stage;
 mod start;
 mod witness;
@@ -94,7 +96,7 @@ fn main() {
     if wanted("start") {
         start::table_of(dir.path(), &mut findings);
     }
-    let etcd = if wanted("handover") || wanted("failover") { etcd::Etcd::start() } else { None };
+    let etcd = if wanted("handover") || wanted("failover") { stage::etcd() } else { None };
     if wanted("handover") {
         handover::table_of(dir.path(), &etcd, &mut findings);
     }
@@ -102,6 +104,9 @@ fn main() {
         failover::table_of(dir.path(), &etcd, &mut findings);
     }
     drop(etcd);
+    if wanted("servers") {
+        servers::table_of(dir.path(), &mut findings);
+    }
     if wanted("idle") {
         idle::table_of(dir.path(), &mut findings);
     }

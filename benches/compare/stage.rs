@@ -1,5 +1,6 @@
 //! The tools side by side: how each is started around the witness, how many wait, and that nothing of them is left over.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -11,12 +12,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::etcd::Etcd;
+use crate::fixture::etcd::{Etcd, said};
 use crate::witness::Ear;
 use crate::{LOCKRUN, tool};
 
 /// Nothing that is waited for here takes so long, unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// For what a client of a server does before it sleeps: from outside nobody sees that its watch stands.
+pub const SETTLE: Duration = Duration::from_millis(200);
 
 /// What the guard calls itself.
 const GUARD: &str = "lockrun-guard";
@@ -32,12 +36,16 @@ pub struct Tool<'a> {
 pub fn lockrun<'a>(dir: &Path, options: &'a [&'a str]) -> Tool<'a> {
     let database = dir.join("x.db");
     let side = dir.join("x.db-lockrun");
+    lockrun_at(database.into(), options, move || waiting_for(&side))
+}
+
+pub fn lockrun_at<'a>(db: OsString, options: &'a [&'a str], waiting: impl Fn() -> usize + 'a) -> Tool<'a> {
     let wrapper = move || {
         let mut command = Command::new(LOCKRUN);
-        command.arg("-q").arg("--db").arg(&database).args(options).arg("--");
+        command.arg("-q").arg("--db").arg(&db).args(options).arg("--");
         command
     };
-    Tool { name: "lockrun", wrapper: Box::new(wrapper), waiting: Box::new(move || waiting_for(&side)) }
+    Tool { name: "lockrun", wrapper: Box::new(wrapper), waiting: Box::new(waiting) }
 }
 
 fn of_a_file(name: &'static str, package: &str, dir: &Path) -> Option<Tool<'static>> {
@@ -60,17 +68,23 @@ pub fn setlock(dir: &Path) -> Option<Tool<'static>> {
     of_a_file("s6-setlock", "s6", dir)
 }
 
-pub fn etcdctl<'a>(etcd: &'a Option<Etcd>) -> Option<Tool<'a>> {
-    let etcd = etcd.as_ref()?;
+/// A server of its own, if it is installed.
+pub fn etcd() -> Option<Etcd> {
+    tool("etcd", "etcd-server")?;
+    tool("etcdctl", "etcd-client").map(|_| Etcd::on_disk())
+}
+
+pub fn etcdctl(etcd: &Etcd) -> Tool<'_> {
     // What is killed leaves its key until its lease runs out: a name of its own for each table.
     let name = format!("bench-{}", lockrun::clock::now().nanos());
     let prefix = format!("{name}/");
-    let wrapper = move || {
-        let mut command = etcd.client();
-        command.args(["lock", &name]);
-        command
+    let wrapper = move || etcd.etcdctl(&["lock", &name]);
+    let waiting = move || {
+        std::thread::sleep(SETTLE);
+        let keys = said(&mut etcd.etcdctl(&["get", "--prefix", "--keys-only", &prefix]));
+        keys.lines().filter(|line| !line.is_empty()).count().saturating_sub(1)
     };
-    Some(Tool { name: "etcdctl lock", wrapper: Box::new(wrapper), waiting: Box::new(move || etcd.keys(&prefix).saturating_sub(1)) })
+    Tool { name: "etcdctl lock", wrapper: Box::new(wrapper), waiting: Box::new(waiting) }
 }
 
 /// Blocked on a lock of that file, by proc_locks(5). Byte 0 is lockrun's turnstile, where nobody waits for a lease.
