@@ -385,7 +385,7 @@ fn refused(answer: Result<Swap, StoreError>) -> String {
 }
 
 #[test]
-fn a_token_that_was_renewed_is_read_anew_after_a_401() {
+fn a_token_in_a_file_may_be_refused_until_it_is_renewed_and_is_then_used_at_once() {
     let server = server();
     let file = server.path("token");
     std::fs::write(&file, TOKEN).expect("a token");
@@ -395,9 +395,14 @@ fn a_token_that_was_renewed_is_read_anew_after_a_401() {
         read(&store, &name()).await;
         server.grant(TOKEN, None);
         server.grant("the next", Some(&crate::fixture::kubernetes::ROLE));
+        let refused = store.read(&name(), clock::now()).await;
+        assert!(matches!(&refused, Err(StoreError::Unknown(why)) if why.contains("401")), "{refused:?}");
         std::fs::write(&file, "the next").expect("a token");
-        let first = store.read(&name(), clock::now()).await;
-        assert!(matches!(&first, Err(StoreError::Unknown(why)) if why.contains("401")), "{first:?}");
         read(&store, &name()).await;
+        // As kubelet does it, before the one before has ended.
+        server.grant("the third", Some(&crate::fixture::kubernetes::ROLE));
+        std::fs::write(&file, "the third").expect("a token");
+        server.grant("the next", None);
+        assert!(store.read(&name(), clock::now()).await.is_ok());
     });
 }
