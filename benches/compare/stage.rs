@@ -133,17 +133,23 @@ impl<'a> Stage<'a> {
         (at_ns, overlap)
     }
 
+    fn bury(&mut self) {
+        self.copies.retain_mut(|copy| !matches!(copy.try_wait(), Ok(Some(_))));
+    }
+
     /// Copies up to one that runs and `waiters` that wait, once they do.
     pub fn fill(&mut self, waiters: usize) {
         let end = Instant::now() + PATIENCE + Duration::from_millis(waiters as u64 * 50);
         loop {
-            self.copies.retain_mut(|copy| !matches!(copy.try_wait(), Ok(Some(_))));
+            self.bury();
             // A client that gave up by itself on a busy machine is started again.
             while self.copies.len() < waiters + 1 {
                 self.add();
             }
             let waiting = (self.tool.waiting)();
-            if waiting >= waiters {
+            // The last holder may have been on its way out, and counted.
+            self.bury();
+            if waiting >= waiters && self.copies.len() > waiters {
                 return;
             }
             assert!(Instant::now() < end, "{}: {waiting} of {waiters} wait", self.tool.name);
