@@ -15,25 +15,27 @@ const NEVER: Duration = Duration::from_secs(15);
 const TRIES_OF_PEERS: usize = 3;
 
 pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
-    let tries = number("BENCH_TRIES", 20);
-    println!("\nfail-over, from SIGKILL to the next command's start: lockrun {tries} tries, others {TRIES_OF_PEERS}");
+    println!("\nfail-over, from SIGKILL to the next command's start: lockrun {} tries, others {TRIES_OF_PEERS}", tries());
     crate::head("");
-    // (what, with a process that left its group and its parent, at most ms)
     let hits = [("front", true, 100), ("guard", true, 100), ("both", false, 1100), ("command", false, 100)];
-    for (what, with_daemon, limit_ms) in hits {
-        let tool = stage::lockrun(dir, &[]);
-        let (mut times, overlaps) = after(&tool, dir, what, with_daemon, tries);
-        times.row(&format!("lockrun, {what} killed"), None);
-        findings.at_most_ms(&format!("fail-over, {what} killed, the longest of {tries}"), times.at(100), limit_ms);
-        findings.is(&format!("fail-over, {what} killed: {overlaps} overlaps in {tries}"), overlaps == 0);
+    for hit in hits {
+        row_of(&stage::lockrun(dir, &[]), "lockrun", hit, dir, findings);
     }
     for tool in [stage::flock(dir), etcd.as_ref().map(stage::etcdctl)].into_iter().flatten() {
         peer(&tool, dir);
     }
 }
 
-/// How long it takes each time, and how many overlap.
-pub fn after(tool: &Tool, dir: &Path, what: &str, with_daemon: bool, tries: usize) -> (Times, usize) {
+fn tries() -> usize {
+    number("BENCH_TRIES", 20)
+}
+
+/// What is killed, whether there is a process that left its group and its parent, and how long it may take, in ms.
+type Hit = (&'static str, bool, u64);
+
+/// Of lockrun, on the store `name`.
+pub fn row_of(tool: &Tool, name: &str, (what, with_daemon, limit_ms): Hit, dir: &Path, findings: &mut Findings) {
+    let tries = tries();
     let (mut times, mut overlaps) = (Times::default(), 0);
     let mut stage = Stage::new(tool, dir, 1, with_daemon);
     for _ in 0..tries {
@@ -43,7 +45,10 @@ pub fn after(tool: &Tool, dir: &Path, what: &str, with_daemon: bool, tries: usiz
         overlaps += usize::from(overlap);
         times.push(Duration::from_nanos(at_ns.saturating_sub(killed_ns)));
     }
-    (times, overlaps)
+    drop(stage);
+    times.row(&format!("{name}, {what} killed"), None);
+    findings.at_most_ms(&format!("fail-over of {name}, {what} killed, the longest of {tries}"), times.at(100), limit_ms);
+    findings.is(&format!("fail-over of {name}, {what} killed: {overlaps} overlaps in {tries}"), overlaps == 0);
 }
 
 fn strike(stage: &Stage, what: &str) -> u64 {

@@ -12,10 +12,9 @@ const WAITERS: [usize; 4] = [1, 10, 100, 1000];
 const WAITERS_OF_ETCDCTL: usize = 10;
 
 pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
-    let rounds = number("BENCH_ROUNDS", 50);
     let mut flock_with_one = None;
     let mut lockrun_with_one = None;
-    println!("\nhand-over, from the command's end to the next command's start: {rounds} times, two rounds of each tool in turn");
+    println!("\nhand-over, from the command's end to the next command's start: {} times, two rounds of each tool in turn", rounds());
     crate::head("waiters");
     for waiters in WAITERS {
         let tools = [
@@ -25,19 +24,7 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
             etcd.as_ref().filter(|_| waiters <= WAITERS_OF_ETCDCTL).map(stage::etcdctl),
         ];
         let tools: Vec<Tool> = tools.into_iter().flatten().collect();
-        let mut times: Vec<Times> = tools.iter().map(|_| Times::default()).collect();
-        for _ in 0..2 {
-            for (tool, times) in tools.iter().zip(&mut times) {
-                let mut stage = Stage::new(tool, dir, waiters, false);
-                for round in 0..rounds.div_ceil(2) + 1 {
-                    let time = once(&mut stage, tool.name, waiters);
-                    if round > 0 {
-                        times.push(time); // the first only warms the caches
-                    }
-                }
-            }
-        }
-        for (tool, times) in tools.iter().zip(&mut times) {
+        for (tool, times) in tools.iter().zip(&mut in_turn(&tools, dir, waiters)) {
             let median = times.at(50);
             match (tool.name, waiters) {
                 ("flock", 1) => flock_with_one = Some(median),
@@ -54,7 +41,28 @@ pub fn table_of(dir: &Path, etcd: &Option<Etcd>, findings: &mut Findings) {
     }
 }
 
-pub fn once(stage: &mut Stage, name: &str, waiters: usize) -> Duration {
+fn rounds() -> usize {
+    number("BENCH_ROUNDS", 50)
+}
+
+/// Two rounds of each tool, so that whatever else the machine does meets all of them.
+pub fn in_turn(tools: &[Tool], dir: &Path, waiters: usize) -> Vec<Times> {
+    let mut times: Vec<Times> = tools.iter().map(|_| Times::default()).collect();
+    for _ in 0..2 {
+        for (tool, times) in tools.iter().zip(&mut times) {
+            let mut stage = Stage::new(tool, dir, waiters, false);
+            for round in 0..rounds().div_ceil(2) + 1 {
+                let time = once(&mut stage, tool.name, waiters);
+                if round > 0 {
+                    times.push(time); // the first only warms the caches
+                }
+            }
+        }
+    }
+    times
+}
+
+fn once(stage: &mut Stage, name: &str, waiters: usize) -> Duration {
     stage.fill(waiters);
     stage.end_command();
     let ended_ns = match stage.ear.next(stage::PATIENCE) {

@@ -19,7 +19,7 @@ use crate::{LOCKRUN, tool};
 /// Nothing that is waited for here takes so long, unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// For what a client of a server does before it sleeps: from outside nobody sees that its watch stands.
+/// For what a client of a server does before it sleeps: no two servers show in the same way that a watch stands.
 pub const SETTLE: Duration = Duration::from_millis(200);
 
 /// What the guard calls itself.

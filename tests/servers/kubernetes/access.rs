@@ -28,6 +28,10 @@ fn check(world: &World, kubeconfig: &Path) -> Finished {
     finished
 }
 
+fn in_default(kubeconfig: &Path) -> String {
+    format!("k8s:default?kubeconfig={}", kubeconfig.display())
+}
+
 fn assert_refused(finished: &Finished, words: &[&str]) {
     assert_code(finished, 125);
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
@@ -136,7 +140,7 @@ fn an_exec_plugin_is_asked_once_and_anew_when_its_token_is_refused() {
     let dir = world.scene.dir().display().to_string();
     let command = script(&world, "plugin", &format!("echo \"$KUBERNETES_EXEC_INFO\" >>{dir}/asked; cat {dir}/answer; cat >>{dir}/stdin"));
     let file = world.server.kubeconfig("exec", world.server.port(), &plugin(&command));
-    let url = format!("k8s:default?kubeconfig={}", file.display());
+    let url = in_default(&file);
     let mut lockrun = world.lockrun_at(&url, &["--ttl", "30s", "--heartbeat", "1s"]);
     let holder = world.scene.start(lockrun.args(["--", "sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]));
     world.scene.wait_for_file("up");
@@ -178,7 +182,7 @@ fn credentials_that_end_soon_are_renewed_before_they_are_refused() {
     let dir = world.scene.dir().display().to_string();
     let command = script(&world, "plugin", &format!("echo x >>{dir}/asked; cat {dir}/answer; cp {dir}/next {dir}/answer"));
     let file = world.server.kubeconfig("exec", world.server.port(), &plugin(&command));
-    let url = format!("k8s:default?kubeconfig={}", file.display());
+    let url = in_default(&file);
     let mut lockrun = world.lockrun_at(&url, &["--ttl", "30s", "--heartbeat", "500ms"]);
     let holder = world.scene.start(lockrun.args(["--", "sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]));
     world.scene.wait_for_file("up");
@@ -205,7 +209,7 @@ fn an_exec_plugin_that_gives_nothing_is_named() {
     let answer = json!({"kind": "ExecCredential", "status": {"token": TOKEN, "expirationTimestamp": "2099-01-01T00:00:00Z"}});
     let slow = script(&world, "slow", &format!("echo x >>{dir}/asked; sleep 2; echo '{answer}'"));
     let file = world.server.kubeconfig("slow", world.server.port(), &plugin(&slow));
-    let mut lockrun = world.lockrun_at(&format!("k8s:default?kubeconfig={}", file.display()), &["--ttl", "4s", "--heartbeat", "600ms"]);
+    let mut lockrun = world.lockrun_at(&in_default(&file), &["--ttl", "4s", "--heartbeat", "600ms"]);
     assert_code(&world.scene.run(lockrun.args(["--", "true"])), 0);
     assert_eq!(std::fs::read_to_string(world.scene.path("asked")).expect("asked"), "x\n");
     let mut always = plugin(&slow);
@@ -219,7 +223,7 @@ fn an_exec_plugin_that_hangs_does_not_outlive_lockrun() {
     let hung =
         script(&world, "hung", &format!("echo $$ >{dir}/new && mv {dir}/new {dir}/pid; exec sleep 600", dir = world.scene.dir().display()));
     let file = world.server.kubeconfig("hung", world.server.port(), &plugin(&hung));
-    let mut lockrun = world.lockrun_at(&format!("k8s:default?kubeconfig={}", file.display()), &[]);
+    let mut lockrun = world.lockrun_at(&in_default(&file), &[]);
     let waiter = world.scene.start(lockrun.args(["--", "true"]));
     let pid = world.scene.wait_for_file("pid").trim().parse().expect("a pid");
     assert!(alive(pid));
@@ -274,7 +278,7 @@ fn a_waiter_whose_credentials_may_heal_waits_on() {
     std::fs::write(world.scene.path("token"), "sealed and old").expect("a token");
     let user = json!({"tokenFile": world.scene.path("token")});
     let file = world.server.kubeconfig("file", world.server.port(), &user);
-    let mut lockrun = world.lockrun_at(&format!("k8s:default?kubeconfig={}", file.display()), &["--ttl", "60s"]);
+    let mut lockrun = world.lockrun_at(&in_default(&file), &["--ttl", "60s"]);
     let waiter = world.scene.start(lockrun.args(["--", "true"]));
     waiter.wait_for_stderr("unreachable: 401");
     std::fs::write(world.scene.path("token"), TOKEN).expect("a token");
