@@ -10,7 +10,7 @@ use super::address::Tls;
 use crate::store::StoreError;
 use crate::store::server::tls::{Pem, roots, trusted};
 
-/// Read anew for every connection: certificates are renewed while lockrun runs.
+/// Files are read anew for every connection: certificates are renewed while lockrun runs. The system's are read once.
 pub fn read(tls: &Tls) -> Result<ClientTlsConfig, StoreError> {
     let roots = roots(trusted(tls.ca.as_deref().map(|path| Pem::file("cacert", path)))?)?;
     let config = ClientTlsConfig::new().trust_anchors(roots.roots.clone());

@@ -27,7 +27,7 @@ pub struct TokenFile {
 }
 
 impl Authorization {
-    /// In kubectl's order. Reads the token's file.
+    /// What a plugin gave, else in kube's order: password, token, token's file. Reads the token's file.
     pub fn new(auth: &AuthInfo, from_plugin: Option<&str>) -> Result<Authorization, StoreError> {
         if let Some(token) = from_plugin {
             return bearer(token).map(Authorization::Header);

@@ -82,7 +82,7 @@ fn command(plugin: &ExecConfig, program: &str) -> Command {
     command
 }
 
-/// It must not outlive us. All that it writes, whatever its status: that may have gone to the front, which reaps all strangers.
+/// It must not outlive us (what it starts itself may). All that it writes, whatever its status: that may have gone to the front, which reaps all strangers.
 fn run(mut command: Command) -> std::io::Result<Vec<u8>> {
     // SAFETY: one system call between fork and exec.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };

@@ -212,7 +212,7 @@ impl Client for Postgres {
     }
 }
 
-/// As when an administrator, or the time that it has, ends its wait for a standby: committed here, and perhaps nowhere else.
+/// As when an administrator or a restart ends its wait for a standby (statement_timeout does not): committed here, and perhaps nowhere else.
 fn not_everywhere() -> StoreError {
     StoreError::Unknown("the server warned of this write; it may not be where it must be".to_string())
 }

@@ -41,7 +41,8 @@ const COLUMNS: &str = "name, write_id, token, holder, instance, hostname, pid, c
 pub const TAKES_WRITES: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')";
 
 /// `durable`: on the disk, and on the standbys that are waited for, before it is answered.
-/// A request that is given up here must not go on there: it ends when this side's patience does. Behind a pooler another client
+/// A request that is given up here must not go on there: it ends when this side's patience does, but for a commit that waits
+/// for a standby, which keeps its row locked. Behind a pooler another client
 /// may have left its search_path on this server connection, and with it lockrun would find, or make, other tables.
 pub fn transaction(limit: Duration, durable: bool, statements: &str) -> String {
     let ms = limit.as_millis().max(1);

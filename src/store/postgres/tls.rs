@@ -43,7 +43,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the files anew, so that certificates can be replaced while lockrun runs.
+    /// Reads the files anew, so that certificates can be replaced while lockrun runs. The system's are read once.
     pub fn connector(&self) -> Result<MakeRustlsConnect, StoreError> {
         let verifier: Arc<dyn ServerCertVerifier> = match self.mode < Mode::VerifyCa {
             true => Anybody::new(),
