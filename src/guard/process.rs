@@ -20,8 +20,8 @@ use super::wire::{self, FromGuard, Received, ToGuard};
 use crate::exit::Ended;
 use crate::lease::{GuardEvent, Moment, RELEASE_TIME, Scope, Tenure, Token};
 
-/// While it kills, the guard shows that it is not stopped by pushing its own death so far away, again and again: the front
-/// takes a dead guard's place.
+/// While it kills past the deadline, the guard shows that it is not stopped by pushing its own death so far away, again and
+/// again: the front, as long as there is one, takes a dead guard's place.
 const SELF_KILL_WHILE_KILLING: Duration = Duration::from_secs(1);
 /// So many looks for what a command left, a millisecond apart; then all that is there counts, dead as it may look.
 const WALKS: u32 = 20;
@@ -149,6 +149,9 @@ impl<'a> Guard<'a> {
                 Received::Closed => {
                     self.front_dead = true;
                     self.begin_to_kill();
+                    // Nobody takes its place any more: starved for a second (seen among 50 fork chains), or in a container
+                    // that was paused past the deadline, it must not leave alive what it has not ended yet.
+                    self.arm_self_kill(None);
                 }
             }
         }
@@ -294,10 +297,10 @@ impl<'a> Guard<'a> {
 
     fn kill_pass(&mut self) {
         let now = (self.parts.now)();
-        // Nobody takes the place of a guard whose front is dead. Starved for a second (seen among 50 fork chains) it must
-        // not leave them alive: until the deadline no other copy starts, so there is no reason to die.
-        let latest = self.tenure.deadline.filter(|_| self.front_dead).map(|deadline| deadline + self.parts.job.kill_time / 2);
-        self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING).max(latest));
+        if !self.front_dead {
+            let latest = self.tenure.deadline.map(|deadline| deadline + self.parts.job.kill_time / 2);
+            self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING).max(latest));
+        }
         let survivors = self.tenure.killing.as_mut().and_then(|killing| killing.strike(now));
         if let Some(command) = self.tenure.command {
             // Whatever has become of /proc: this one is known.

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::trouble::lock_database;
 use super::{
     DEAD_BY, assert_code, assert_dead_in_time_when_stopped, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy,
-    pass_until, patient, probe, roster, start_tree, times_caught, wait_for_catcher,
+    pass_until, patient, probe, roster, start_tree, timed, times_caught, wait_for_catcher,
 };
 use crate::common::tables::own_row;
 use crate::common::{Running, Scene, alive, comm, signal, state, wait_until};
@@ -152,12 +152,12 @@ fn t35_a_stopped_guard_is_killed_by_its_own_timer_and_leaves_nobody() {
 
 /// Fifty fork chains. Only the witness stays open in them: a chain that is alive does not hold the next copy back, it shows
 /// as an overlap.
-fn start_bomb(scene: &Scene) -> Running {
+fn start_bomb(scene: &Scene, ttl: &str) -> Running {
     let (probe, dir) = (probe(), scene.dir().to_str().expect("UTF-8"));
     // Longer than the test looks, and no longer: a test that is killed leaves them behind.
     let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "90", "ready"];
-    let mut command = patient(scene, ["--"]);
-    let holder = scene.start(command.args(bomb));
+    let mut command = timed(scene, ttl);
+    let holder = scene.start(command.arg("--").args(bomb));
     scene.wait_for_file("ready");
     holder
 }
@@ -166,7 +166,7 @@ fn start_bomb(scene: &Scene) -> Running {
 fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
     for round in 0..4 {
         let scene = Scene::new();
-        let holder = start_bomb(&scene);
+        let holder = start_bomb(&scene, "600s");
         let next = next_copy(&scene, patient(&scene, [""; 0]));
         // Front, guard, and the lease itself in turn: all ways to the kill.
         match round {
@@ -182,25 +182,47 @@ fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
     }
 }
 
+/// The front is killed, and after a first pass of the kill the guard is held up. True: chains were alive then.
+fn hold_up_a_guard_among_survivors(scene: &Scene, holder: &Running, time: Duration) -> bool {
+    let (guard, command) = (holder.guard(), scene.starts()[0].1);
+    holder.signal(Signal::SIGKILL);
+    wait_until("the first pass", || !alive(command));
+    signal(guard, Signal::SIGSTOP);
+    wait_until("the stop, or the end", || matches!(state(guard), Some('T' | 'Z') | None));
+    // What has its SIGKILL already is gone by then.
+    pass_until(Instant::now() + Duration::from_millis(50));
+    let chain = |pid| comm(pid) == "probe" && alive(pid);
+    let survivors = state(guard) == Some('T') && scene.processes().into_iter().any(chain);
+    if survivors {
+        pass_until(Instant::now() + time);
+    }
+    signal(guard, Signal::SIGCONT);
+    survivors
+}
+
 /// Who else would end the chains? Starved for a second between two passes is all that it takes: seen on a busy machine.
 #[test]
 fn t40_a_guard_that_is_held_up_while_it_kills_in_a_dead_fronts_place_does_not_give_up() {
     let held_up_among_survivors = (0..20).any(|_| {
         let scene = Scene::new();
-        let holder = start_bomb(&scene);
+        let holder = start_bomb(&scene, "600s");
         let next = next_copy(&scene, patient(&scene, [""; 0]));
-        let (guard, command) = (holder.guard(), scene.starts()[0].1);
-        holder.signal(Signal::SIGKILL);
-        wait_until("the first pass", || !alive(command));
-        signal(guard, Signal::SIGSTOP);
-        wait_until("the stop, or the end", || matches!(state(guard), Some('T' | 'Z') | None));
-        let survivors = state(guard) == Some('T') && scene.processes().into_iter().any(|pid| comm(pid) == "probe");
-        if survivors {
-            pass_until(Instant::now() + Duration::from_millis(1500));
-        }
-        signal(guard, Signal::SIGCONT);
+        let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_millis(1500));
         assert_code(&next.finish(), 0);
         scene.assert_exclusion();
+        wait_until("the end of all", || scene.processes().is_empty());
+        survivors
+    });
+    assert!(held_up_among_survivors, "no chain outlived a first pass");
+}
+
+/// As a container that is paused, or a machine that sleeps: what is left when it wakes up must not run for ever.
+#[test]
+fn t40_a_guard_that_is_held_up_past_the_deadline_ends_what_is_left_when_it_wakes() {
+    let held_up_among_survivors = (0..20).any(|_| {
+        let scene = Scene::new();
+        let holder = start_bomb(&scene, "2s");
+        let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_secs(3));
         wait_until("the end of all", || scene.processes().is_empty());
         survivors
     });
