@@ -52,7 +52,9 @@ impl<'a> Pem<'a> {
     fn unread(self, error: &pem::Error) -> StoreError {
         self.refused(&match error {
             pem::Error::Io(error) => format!("{error}; check the file and the right to read it"),
-            error => format!("{error}; it must be PEM and not encrypted"),
+            // Not in the parser's words: they show the line, and it may be the key's.
+            pem::Error::NoItemsFound => "there is none in it; it must be PEM and not encrypted".to_string(),
+            _ => "it cannot be read as PEM; it must be PEM and not encrypted".to_string(),
         })
     }
 
@@ -143,5 +145,25 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parser's own words show the line as numbers.
+    #[test]
+    fn an_error_shows_nothing_of_a_key() {
+        for text in [
+            "-----BEGIN sesame",
+            "-----BEGIN PRIVATE KEY-----\nsesame\n",
+            "-----BEGIN PRIVATE KEY-----\n%\n-----END PRIVATE KEY-----\n",
+            "",
+        ] {
+            let key = Pem { name: "the key", content: Content::Text(text.as_bytes()) };
+            let error = key.private_key().expect_err("no key").to_string();
+            assert!(error.contains("PEM") && !error.contains(|c: char| c.is_ascii_digit()), "{error}");
+        }
     }
 }
