@@ -230,12 +230,16 @@ impl<'a> Guard<'a> {
                 self.timer.set(nix::sys::timerfd::Expiration::OneShot(timespec(deadline)), flags)
             }
         };
-        self.arm_self_kill(deadline.map(|deadline| deadline + self.parts.job.kill_time / 2));
+        self.arm_self_kill(deadline.map(|deadline| self.overdue(deadline)));
     }
 
-    /// A stopped guard cannot kill; its own death makes the front, which is a subreaper too, do it. Half a kill time after
-    /// the deadline, because one that is only starved (measured under a CPU quota: 250 ms late) must not die before it has
-    /// killed. `None`: far away.
+    /// Half a kill time after the deadline, because a guard that is only starved (measured under a CPU quota: 250 ms late)
+    /// must not die before it has killed.
+    fn overdue(&self, deadline: Moment) -> Moment {
+        deadline + self.parts.job.kill_time / 2
+    }
+
+    /// A stopped guard cannot kill; its own death makes the front, which is a subreaper too, do it. `None`: far away.
     fn arm_self_kill(&mut self, at: Option<Moment>) {
         let at = at.unwrap_or(Moment::from_nanos(i64::MAX as u64));
         let _ = self.self_kill.set(Expiration::OneShot(timespec(at)), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
@@ -298,8 +302,8 @@ impl<'a> Guard<'a> {
     fn kill_pass(&mut self) {
         let now = (self.parts.now)();
         if !self.front_dead {
-            let latest = self.tenure.deadline.map(|deadline| deadline + self.parts.job.kill_time / 2);
-            self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING).max(latest));
+            let overdue = self.tenure.deadline.map(|deadline| self.overdue(deadline));
+            self.arm_self_kill(Some(now + SELF_KILL_WHILE_KILLING).max(overdue));
         }
         let survivors = self.tenure.killing.as_mut().and_then(|killing| killing.strike(now));
         if let Some(command) = self.tenure.command {

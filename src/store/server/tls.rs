@@ -50,12 +50,13 @@ impl<'a> Pem<'a> {
     }
 
     fn unread(self, error: &pem::Error) -> StoreError {
-        self.refused(&match error {
-            pem::Error::Io(error) => format!("{error}; check the file and the right to read it"),
-            // Not in the parser's words: they show the line, and it may be the key's.
-            pem::Error::NoItemsFound => "there is none in it; it must be PEM and not encrypted".to_string(),
-            _ => "it cannot be read as PEM; it must be PEM and not encrypted".to_string(),
-        })
+        // Not in the parser's words: they show the line, and it may be the key's.
+        let why = match error {
+            pem::Error::Io(error) => return self.refused(&format!("{error}; check the file and the right to read it")),
+            pem::Error::NoItemsFound => "there is none in it",
+            _ => "it cannot be read",
+        };
+        self.refused(&format!("{why}; it must be PEM and not encrypted"))
     }
 
     fn refused(self, why: &str) -> StoreError {

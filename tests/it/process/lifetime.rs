@@ -1,6 +1,7 @@
 //! The promise: no process that lockrun started is alive at the moment when another copy may start. Measured by the
 //! other copy itself: it waits for the lease, and the first thing it does is to look.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -152,12 +153,11 @@ fn t35_a_stopped_guard_is_killed_by_its_own_timer_and_leaves_nobody() {
 
 /// Fifty fork chains. Only the witness stays open in them: a chain that is alive does not hold the next copy back, it shows
 /// as an overlap.
-fn start_bomb(scene: &Scene, ttl: &str) -> Running {
+fn start_bomb(scene: &Scene, mut lockrun: Command) -> Running {
     let (probe, dir) = (probe(), scene.dir().to_str().expect("UTF-8"));
     // Longer than the test looks, and no longer: a test that is killed leaves them behind.
     let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "90", "ready"];
-    let mut command = timed(scene, ttl);
-    let holder = scene.start(command.arg("--").args(bomb));
+    let holder = scene.start(lockrun.arg("--").args(bomb));
     scene.wait_for_file("ready");
     holder
 }
@@ -166,7 +166,7 @@ fn start_bomb(scene: &Scene, ttl: &str) -> Running {
 fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
     for round in 0..4 {
         let scene = Scene::new();
-        let holder = start_bomb(&scene, "600s");
+        let holder = start_bomb(&scene, patient(&scene, [""; 0]));
         let next = next_copy(&scene, patient(&scene, [""; 0]));
         // Front, guard, and the lease itself in turn: all ways to the kill.
         match round {
@@ -205,7 +205,7 @@ fn hold_up_a_guard_among_survivors(scene: &Scene, holder: &Running, time: Durati
 fn t40_a_guard_that_is_held_up_while_it_kills_in_a_dead_fronts_place_does_not_give_up() {
     let held_up_among_survivors = (0..20).any(|_| {
         let scene = Scene::new();
-        let holder = start_bomb(&scene, "600s");
+        let holder = start_bomb(&scene, patient(&scene, [""; 0]));
         let next = next_copy(&scene, patient(&scene, [""; 0]));
         let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_millis(1500));
         assert_code(&next.finish(), 0);
@@ -221,7 +221,7 @@ fn t40_a_guard_that_is_held_up_while_it_kills_in_a_dead_fronts_place_does_not_gi
 fn t40_a_guard_that_is_held_up_past_the_deadline_ends_what_is_left_when_it_wakes() {
     let held_up_among_survivors = (0..20).any(|_| {
         let scene = Scene::new();
-        let holder = start_bomb(&scene, "2s");
+        let holder = start_bomb(&scene, timed(&scene, "2s"));
         let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_secs(3));
         wait_until("the end of all", || scene.processes().is_empty());
         survivors
