@@ -140,19 +140,20 @@ impl<'a> Guard<'a> {
         }
     }
 
+    /// One message a turn: whoever fills the socket faster than it is read must not keep the guard from the clock.
     fn receive(&mut self) {
-        while !self.front_dead {
-            match wire::receive(&self.socket) {
-                Received::Message(message, lock) => self.on_message(message, lock),
-                Received::NotUnderstood => {}
-                Received::NothingYet => return,
-                Received::Closed => {
-                    self.front_dead = true;
-                    self.begin_to_kill();
-                    // Nobody takes its place any more: starved for a second (seen among 50 fork chains), or in a container
-                    // that was paused past the deadline, it must not leave alive what it has not ended yet.
-                    self.arm_self_kill(None);
-                }
+        if self.front_dead {
+            return;
+        }
+        match wire::receive(&self.socket) {
+            Received::Message(message, lock) => self.on_message(message, lock),
+            Received::NotUnderstood | Received::NothingYet => {}
+            Received::Closed => {
+                self.front_dead = true;
+                self.begin_to_kill();
+                // Nobody takes its place any more: starved for a second (seen among 50 fork chains), or in a container
+                // that was paused past the deadline, it must not leave alive what it has not ended yet.
+                self.arm_self_kill(None);
             }
         }
     }

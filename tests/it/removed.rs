@@ -147,7 +147,8 @@ fn a_database_that_was_replaced_by_an_older_copy_is_put_right_and_nobody_is_dist
     let (mut holder, token) = held_with_an_older_copy(&scene);
     restore(&scene);
     holder.wait_for_stderr("put back");
-    assert_eq!(own_row(&open(&scene.db()), "default").expect("a record").token, token);
+    // It is said before the write.
+    wait_until("the record", || own_row(&open(&scene.db()), "default").is_some_and(|row| row.token == token));
     let refused = scene.run(&mut scene.lockrun(["-n", "--", "touch", "ran"]));
     assert_eq!(refused.code(), 75, "{}", refused.stderr);
     assert!(holder.is_running() && commands_alive(&scene) == 1 && !scene.path("ran").exists());
