@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::keeper::Keeper;
 use super::trouble::lock_database;
 use super::{
     DEAD_BY, assert_code, assert_dead_in_time_when_stopped, assert_died_of, assert_found_nobody, assert_released, lockrun, next_copy,
@@ -153,11 +154,11 @@ fn t35_a_stopped_guard_is_killed_by_its_own_timer_and_leaves_nobody() {
 
 /// Fifty fork chains. Only the witness stays open in them: a chain that is alive does not hold the next copy back, it shows
 /// as an overlap.
-fn start_bomb(scene: &Scene, mut lockrun: Command) -> Running {
+fn start_bomb(scene: &Scene) -> Running {
     let (probe, dir) = (probe(), scene.dir().to_str().expect("UTF-8"));
     // Longer than the test looks, and no longer: a test that is killed leaves them behind.
     let bomb = [&probe, "witness", dir, &probe, "only", "9", &probe, "bomb", "50", "90", "ready"];
-    let holder = scene.start(lockrun.arg("--").args(bomb));
+    let holder = scene.start(patient(scene, ["--"]).args(bomb));
     scene.wait_for_file("ready");
     holder
 }
@@ -166,7 +167,7 @@ fn start_bomb(scene: &Scene, mut lockrun: Command) -> Running {
 fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
     for round in 0..4 {
         let scene = Scene::new();
-        let holder = start_bomb(&scene, patient(&scene, [""; 0]));
+        let holder = start_bomb(&scene);
         let next = next_copy(&scene, patient(&scene, [""; 0]));
         // Front, guard, and the lease itself in turn: all ways to the kill.
         match round {
@@ -182,51 +183,53 @@ fn t40_fifty_fork_chains_do_not_outrun_the_kill() {
     }
 }
 
-/// The front is killed, and after a first pass of the kill the guard is held up. True: chains were alive then.
-fn hold_up_a_guard_among_survivors(scene: &Scene, holder: &Running, time: Duration) -> bool {
-    let (guard, command) = (holder.guard(), scene.starts()[0].1);
+/// The front is killed, and after a first pass of the kill the guard is held up for that time. It has a survivor then: one that
+/// waits for a frozen disk does not die of SIGKILL before the thaw. Who else would end what is left?
+fn hold_up_a_guard_with_a_survivor(lockrun: fn(&Scene, [&str; 3]) -> Command, time: Duration) {
+    let scene = Scene::new();
+    let disk = Keeper::ext4(&scene, "disk");
+    disk.freeze(&scene);
+    let holder = scene.start(lockrun(&scene, ["--", "sh", "-c"]).arg(scene.witness("echo >disk/file")));
+    let command = scene.wait_for_starts(1)[0].1;
+    wait_until("a command that waits for the disk", || state(command) == Some('D'));
+    let next = next_copy(&scene, patient(&scene, [""; 0]));
+    let guard = holder.guard();
     holder.signal(Signal::SIGKILL);
-    wait_until("the first pass", || !alive(command));
+    wait_until("the first pass", || kill_is_pending(command));
     signal(guard, Signal::SIGSTOP);
-    wait_until("the stop, or the end", || matches!(state(guard), Some('T' | 'Z') | None));
-    // What has its SIGKILL already is gone by then.
-    pass_until(Instant::now() + Duration::from_millis(50));
-    let chain = |pid| comm(pid) == "probe" && alive(pid);
-    let survivors = state(guard) == Some('T') && scene.processes().into_iter().any(chain);
-    if survivors {
-        pass_until(Instant::now() + time);
-    }
+    wait_until("the stop", || state(guard) == Some('T'));
+    pass_until(Instant::now() + time);
+    let held_up = state(guard);
+    // Before anything can fail: what waits for the disk could not be ended.
+    disk.thaw(&scene);
+    assert_eq!(held_up, Some('T'), "the guard died of its own timer");
     signal(guard, Signal::SIGCONT);
-    survivors
+    assert_code(&next.finish(), 0);
+    scene.assert_exclusion();
+    wait_until("the end of all", || scene.processes().is_empty());
 }
 
-/// Who else would end the chains? Starved for a second between two passes is all that it takes: seen on a busy machine.
+fn kill_is_pending(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let masks = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & (1 << (libc::SIGKILL - 1)) != 0)
+}
+
+/// Starved for a second between two passes is all that it takes: seen on a busy machine.
 #[test]
 fn t40_a_guard_that_is_held_up_while_it_kills_in_a_dead_fronts_place_does_not_give_up() {
-    // On some machines no chain outlives a first pass; then these are twenty tries of a kill that is held up.
-    let _ = (0..20).any(|_| {
-        let scene = Scene::new();
-        let holder = start_bomb(&scene, patient(&scene, [""; 0]));
-        let next = next_copy(&scene, patient(&scene, [""; 0]));
-        let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_millis(1500));
-        assert_code(&next.finish(), 0);
-        scene.assert_exclusion();
-        wait_until("the end of all", || scene.processes().is_empty());
-        survivors
-    });
+    hold_up_a_guard_with_a_survivor(|scene, args| patient(scene, args), Duration::from_millis(1500));
 }
 
 /// As a container that is paused, or a machine that sleeps: what is left when it wakes up must not run for ever.
 #[test]
 fn t40_a_guard_that_is_held_up_past_the_deadline_ends_what_is_left_when_it_wakes() {
-    // On some machines no chain outlives a first pass; then these are twenty tries of a kill that is held up.
-    let _ = (0..20).any(|_| {
-        let scene = Scene::new();
-        let holder = start_bomb(&scene, timed(&scene, "2s"));
-        let survivors = hold_up_a_guard_among_survivors(&scene, &holder, Duration::from_secs(3));
-        wait_until("the end of all", || scene.processes().is_empty());
-        survivors
-    });
+    let short = |scene: &Scene, args: [&str; 3]| {
+        let mut command = timed(scene, "2s");
+        command.args(args);
+        command
+    };
+    hold_up_a_guard_with_a_survivor(short, Duration::from_secs(3));
 }
 
 #[test]
