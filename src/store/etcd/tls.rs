@@ -1,7 +1,6 @@
 //! Certificates: whom we trust and who we are. Must never trust anybody because a file could not be read.
 
 use std::error::Error;
-use std::path::Path;
 
 use rustls::InvalidMessage;
 use tonic::transport::{ClientTlsConfig, Identity};
@@ -15,12 +14,7 @@ pub fn read(tls: &Tls) -> Result<ClientTlsConfig, StoreError> {
     let roots = roots(trusted(tls.ca.as_deref().map(|path| Pem::file("cacert", path)))?)?;
     let config = ClientTlsConfig::new().trust_anchors(roots.roots.clone());
     let Some((cert, key)) = &tls.identity else { return Ok(config) };
-    let pem = |path: &Path| std::fs::read(path).map_err(|error| unreadable(path, &error));
-    Ok(config.identity(Identity::from_pem(pem(cert)?, pem(key)?)))
-}
-
-fn unreadable(path: &Path, error: &dyn Error) -> StoreError {
-    StoreError::Refused(format!("{}: {error}; check the file and the right to read it", path.display()))
+    Ok(config.identity(Identity::from_pem(Pem::file("cert", cert).bytes()?, Pem::file("key", key).bytes()?)))
 }
 
 /// What was read cannot be used.

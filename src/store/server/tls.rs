@@ -1,7 +1,7 @@
 //! Certificates and keys, as every server's TLS needs them. Must never believe anybody because a file could not be read.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -49,10 +49,23 @@ impl<'a> Pem<'a> {
         read.map_err(|error| self.unread(&error))
     }
 
+    /// For who takes it apart himself.
+    #[cfg(feature = "etcd")]
+    pub fn bytes(self) -> Result<Vec<u8>, StoreError> {
+        match self.content {
+            Content::File(path) => std::fs::read(path).map_err(|error| self.unreadable(&error)),
+            Content::Text(text) => Ok(text.to_vec()),
+        }
+    }
+
+    fn unreadable(self, error: &std::io::Error) -> StoreError {
+        self.refused(&format!("{error}; check the file and the right to read it"))
+    }
+
     fn unread(self, error: &pem::Error) -> StoreError {
         // Not in the parser's words: they show the line, and it may be the key's.
         let why = match error {
-            pem::Error::Io(error) => return self.refused(&format!("{error}; check the file and the right to read it")),
+            pem::Error::Io(error) => return self.unreadable(error),
             pem::Error::NoItemsFound => "there is none in it",
             _ => "it cannot be read",
         };
@@ -69,12 +82,17 @@ impl<'a> Pem<'a> {
 
 /// Those of the file, or of this system.
 pub fn trusted(file: Option<Pem<'_>>) -> Result<Vec<CertificateDer<'static>>, StoreError> {
-    // Read once: there are many, and a reading that takes longer than an attempt must not begin anew with the next.
-    static SYSTEM: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
-    match file {
-        Some(file) => file.certificates(),
-        None => Ok(SYSTEM.get_or_init(|| rustls_native_certs::load_native_certs().certs).clone()),
-    }
+    // Read once: there are many, and a reading that takes longer than an attempt must not begin anew with the next. None at
+    // all may be some tomorrow.
+    static SYSTEM: Mutex<Vec<CertificateDer<'static>>> = Mutex::new(Vec::new());
+    let Some(file) = file else {
+        let mut system = SYSTEM.lock().unwrap_or_else(PoisonError::into_inner);
+        if system.is_empty() {
+            *system = rustls_native_certs::load_native_certs().certs;
+        }
+        return Ok(system.clone());
+    };
+    file.certificates()
 }
 
 /// What cannot be used is left out: the rest may do.
