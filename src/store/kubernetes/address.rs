@@ -4,8 +4,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use http::Uri;
 use kube::Config;
-use kube::config::{AuthInfo, Kubeconfig};
+use kube::config::Kubeconfig;
 
 use super::access::Shared;
 use crate::lease::LeaseName;
@@ -26,8 +27,8 @@ pub struct Address {
 pub enum Source {
     /// The account of the pod. Token and CA file rotate.
     InCluster,
-    /// Files, the first of which wins, and a context in them.
-    Kubeconfig { files: Vec<PathBuf>, context: Option<String> },
+    /// Files, the first of which wins, a context in them, and the server that it named at first.
+    Kubeconfig { files: Vec<PathBuf>, context: Option<String>, server: Option<Uri> },
 }
 
 /// What the downward API says of this pod.
@@ -58,8 +59,9 @@ impl Address {
             return Err(format!("not the name of a namespace ({rule}); write kubernetes:NAMESPACE"));
         }
         let text = |name| variable(name).and_then(|value| value.into_string().ok());
-        let source = Source::find(file, context, variable)?;
+        let mut source = Source::find(file, context, variable)?;
         let config = source.read()?;
+        source.stay_at(&config.cluster_url);
         let namespace = if namespace.is_empty() { config.default_namespace.trim() } else { namespace }.to_string();
         let host = config.cluster_url.host().unwrap_or("?").to_string();
         let port = config.cluster_url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -111,25 +113,33 @@ impl Source {
                 }
             }
         }
-        let files = files.into_iter().map(absolute).collect::<Result<_, _>>()?;
-        Ok(Source::Kubeconfig { files, context })
+        let files: Vec<PathBuf> = files.into_iter().map(absolute).collect::<Result<_, _>>()?;
+        let context = match context {
+            Some(context) => Some(context),
+            // kubectl may name another while lockrun runs.
+            None => merged(&files)?.current_context,
+        };
+        Ok(Source::Kubeconfig { files, context, server: None })
+    }
+
+    /// A waiter that moved to another cluster would start its command beside the one here.
+    fn stay_at(&mut self, cluster: &Uri) {
+        if let Source::Kubeconfig { server, .. } = self {
+            *server = Some(cluster.clone());
+        }
     }
 
     /// Reads the files anew. Blocks for as long as the disk does.
     pub fn read(&self) -> Result<Config, String> {
-        let (files, context) = match self {
+        let (files, context, server) = match self {
             Source::InCluster => {
                 return Config::incluster().map_err(|error| {
                     format!("the account of this pod: {}; mount its token (automountServiceAccountToken), or set KUBECONFIG", chain(&error))
                 });
             }
-            Source::Kubeconfig { files, context } => (files, context),
+            Source::Kubeconfig { files, context, server } => (files, context, server),
         };
-        let mut whole = Kubeconfig::default();
-        for file in files {
-            let why = |error| format!("{}: not a kubeconfig that can be read: {}; mend it", file.display(), chain(&error));
-            whole = Kubeconfig::read_from(file).and_then(|next| whole.merge(next)).map_err(why)?;
-        }
+        let mut whole = merged(files)?;
         if let Some(context) = context {
             whole.current_context = Some(context.clone());
         }
@@ -143,16 +153,22 @@ impl Source {
         if let Some(provider) = &config.auth_info.auth_provider {
             return Err(format!("{shown}: auth-provider {}: gone from Kubernetes since 1.26; use its exec plugin", provider.name));
         }
+        if server.as_ref().is_some_and(|server| *server != config.cluster_url) {
+            return Err(format!("{shown}: names another server by now; lockrun stays with the one it began with: start it anew to move"));
+        }
         // HTTPS_PROXY is the command's.
         config.proxy_url = None;
         Ok(config)
     }
+}
 
-    /// Whether credentials that are refused today may be right tomorrow: they come from a file or a plugin that renews them.
-    pub fn renews(&self, auth: &AuthInfo) -> bool {
-        let files = auth.token_file.is_some() || auth.client_certificate.is_some() && auth.client_certificate_data.is_none();
-        auth.exec.is_some() || auth.token.is_none() && files
+fn merged(files: &[PathBuf]) -> Result<Kubeconfig, String> {
+    let mut whole = Kubeconfig::default();
+    for file in files {
+        let why = |error| format!("{}: not a kubeconfig that can be read: {}; mend it", file.display(), chain(&error));
+        whole = Kubeconfig::read_from(file).and_then(|next| whole.merge(next)).map_err(why)?;
     }
+    Ok(whole)
 }
 
 /// The proxy of the cluster that the current context names.

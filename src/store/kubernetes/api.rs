@@ -1,12 +1,11 @@
 //! One request to the API server and what its answer means. Must never retry by itself: a write whose answer is lost may
 //! have been done, and only the machine knows how much time is left.
 
-use std::cell::Cell;
 use std::time::Duration;
 
 use http::{Request, StatusCode};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use k8s_openapi::jiff::{Timestamp, fmt::rfc2822};
 use kube::Resource;
 use kube::api::{GetParams, ListParams, PostParams};
 use kube::client::Body;
@@ -18,15 +17,11 @@ use super::access::Access;
 use super::address::{Address, chain};
 use crate::store::StoreError;
 
-/// Credentials are asked for anew when so much is left of them.
-const BEFORE_THE_END: SignedDuration = SignedDuration::from_secs(30);
-
 pub struct Api {
     address: Address,
     access: Access,
     limit: Duration,
     requests: kube::core::Request,
-    spent: Cell<bool>,
 }
 
 /// An answer that is not an error of the connection.
@@ -41,7 +36,7 @@ impl Api {
     pub async fn new(address: &Address, limit: Duration) -> Result<Api, StoreError> {
         let access = address.access.get(&address.source, limit).await?;
         let requests = kube::core::Request::new(Lease::url_path(&(), Some(&address.namespace)));
-        Ok(Api { address: address.clone(), access, limit, requests, spent: Cell::default() })
+        Ok(Api { address: address.clone(), access, limit, requests })
     }
 
     pub fn namespace(&self) -> &str {
@@ -74,7 +69,7 @@ impl Api {
         };
         let answer = self.send(verb, request).await?;
         match answer.status {
-            StatusCode::CONFLICT if answer.is_conflict() => Ok(None),
+            StatusCode::CONFLICT if answer.is_conflict(verb) => Ok(None),
             StatusCode::NOT_FOUND if verb == "update" && answer.is_about("leases") => Ok(None),
             _ => self.good(answer, verb).map(Some),
         }
@@ -99,11 +94,12 @@ impl Api {
         let body = body.collect_bytes().await.map_err(|error| self.no_answer(&error))?.to_vec();
         let header = |name: http::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         let date = header(http::header::DATE).map(str::to_string);
-        self.renew_in_time(date.as_deref());
+        let now = date.as_deref().and_then(http_date);
+        self.address.access.answered(&self.access, now, &self.address.source, self.limit);
         let answer = Answer { status: head.status, body, date };
         // Whoever gives the credentials may have given others meanwhile: also for the answer that says so.
         if answer.status == StatusCode::UNAUTHORIZED {
-            self.address.access.forget();
+            self.address.access.refused(&self.access);
         }
         if answer.status == StatusCode::TOO_MANY_REQUESTS {
             // The API server is to be spared, but not at the holder's cost: this pause is a part of the attempt, of which the
@@ -117,19 +113,9 @@ impl Api {
         Ok(answer)
     }
 
-    /// By the API server's clock, whose word on it counts in the end.
-    fn renew_in_time(&self, date: Option<&str>) {
-        let now = date.and_then(http_date);
-        if let (Some(now), Some(expires)) = (now, self.access.expires)
-            && Timestamp::checked_add(now, BEFORE_THE_END).is_ok_and(|soon| soon > expires)
-        {
-            self.address.access.forget();
-            self.spent.set(true);
-        }
-    }
-
+    /// There are other credentials by now.
     pub fn is_spent(&self) -> bool {
-        self.spent.get()
+        self.address.access.has_other_than(&self.access)
     }
 
     fn good<T: DeserializeOwned>(&self, answer: Answer, verb: &str) -> Result<T, StoreError> {
@@ -166,17 +152,20 @@ impl Api {
     }
 
     fn no_answer(&self, error: &kube::Error) -> StoreError {
-        match tls(error) {
-            // The authority of the pod's file may be the older one.
-            Some(Tls::Server(why)) if self.address.in_pod() => {
-                self.address.access.forget();
+        let tls = tls(error);
+        if tls.is_some() {
+            self.address.access.refused(&self.access);
+        }
+        let access = &self.address.access;
+        match tls {
+            // The authority in the file may be the older one.
+            Some(Tls::Server(why)) if self.address.in_pod() || access.has_answered() => {
                 StoreError::Unknown(format!("its certificate: {why}; its authority is read anew"))
             }
             Some(Tls::Server(why)) => {
                 StoreError::Refused(format!("its certificate: {why}; put its authority and its name into the kubeconfig"))
             }
             Some(Tls::Client(why)) if self.access.renews => {
-                self.address.access.forget();
                 StoreError::Unknown(format!("it refuses our certificate: {why}; it is read anew"))
             }
             Some(Tls::Client(why)) => StoreError::Refused(format!("it refuses our certificate: {why}; renew it in the kubeconfig")),
@@ -198,8 +187,8 @@ impl Answer {
     }
 
     /// Whether it is the API server that has another version of the object, and not somebody who has some conflict.
-    fn is_conflict(&self) -> bool {
-        self.status("/reason").is_some_and(|reason| reason == "Conflict" || reason == "AlreadyExists")
+    fn is_conflict(&self, verb: &str) -> bool {
+        self.status("/reason").is_some_and(|reason| reason == if verb == "create" { "AlreadyExists" } else { "Conflict" })
     }
 
     /// What the server says, or its status in words.

@@ -1,7 +1,8 @@
 //! Who we are to the API server: what each request says, and the certificate of the connection. Must never show a secret.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http::{HeaderValue, Request, header::AUTHORIZATION};
 use k8s_openapi::ByteString;
@@ -11,6 +12,18 @@ use secrecy::ExposeSecret;
 use crate::store::StoreError;
 use crate::store::server::read_files;
 use crate::store::server::tls::{Content, Pem};
+
+/// Whether credentials that are refused today may be right tomorrow: they come from a file or a plugin that renews them.
+pub fn renew(auth: &AuthInfo) -> bool {
+    let files = auth.token_file.is_some() || auth.client_certificate.is_some() && auth.client_certificate_data.is_none();
+    auth.token.is_none() && (files || auth.exec.is_some() && !stand_in(auth))
+}
+
+/// Credentials that stand in the kubeconfig, or in a file that it names, go before a plugin's, as in client-go.
+pub fn stand_in(auth: &AuthInfo) -> bool {
+    let certificate = auth.client_certificate.is_some() || auth.client_certificate_data.is_some();
+    auth.token.is_some() || auth.token_file.is_some() || auth.username.is_some() || certificate
+}
 
 /// What each request says.
 #[derive(Clone)]
@@ -24,11 +37,15 @@ pub struct TokenFile {
     path: PathBuf,
     /// Some remove the file once a process has started (kubernetes/kubernetes#68164).
     last: Mutex<HeaderValue>,
+    /// By one at a time: on a disk that hangs they would become many.
+    reading: Arc<tokio::sync::Mutex<()>>,
+    /// What a request spends on it.
+    patience: Duration,
 }
 
 impl Authorization {
     /// What a plugin gave, else in kube's order: password, token, token's file. Reads the token's file.
-    pub fn new(auth: &AuthInfo, from_plugin: Option<&str>) -> Result<Authorization, StoreError> {
+    pub fn new(auth: &AuthInfo, from_plugin: Option<&str>, patience: Duration) -> Result<Authorization, StoreError> {
         if let Some(token) = from_plugin {
             return bearer(token).map(Authorization::Header);
         }
@@ -42,30 +59,49 @@ impl Authorization {
         }
         let Some(path) = auth.token_file.as_ref().map(PathBuf::from) else { return Ok(Authorization::Nothing) };
         let last = Mutex::new(token_in(&path)?);
-        Ok(Authorization::TokenFile(Arc::new(TokenFile { path, last })))
+        Ok(Authorization::TokenFile(Arc::new(TokenFile { path, last, reading: Arc::default(), patience })))
     }
 
-    /// The token in a file rotates, and the one before ends soon after: so it is always the one that is there now.
     pub async fn put_on<B>(self, mut request: Request<B>) -> Request<B> {
         let header = match self {
             Authorization::Nothing => return request,
             Authorization::Header(header) => header,
-            Authorization::TokenFile(file) => {
-                let path = file.path.clone();
-                let read = read_files(move || token_in(&path)).await;
-                let mut last = file.last.lock().unwrap_or_else(PoisonError::into_inner);
-                *last = read.unwrap_or(last.clone());
-                last.clone()
-            }
+            Authorization::TokenFile(file) => file.token().await,
         };
         request.headers_mut().insert(AUTHORIZATION, header);
         request
     }
 }
 
+impl TokenFile {
+    /// The token in a file rotates, and the one before ends soon after: so it is always the one that is there now. If none
+    /// can be read, it is the last.
+    async fn token(self: Arc<TokenFile>) -> HeaderValue {
+        if let Ok(reading) = Arc::clone(&self.reading).try_lock_owned() {
+            let file = Arc::clone(&self);
+            let read = read_files(move || {
+                let _reading = reading;
+                let token = token_in(&file.path)?;
+                *file.last() = token;
+                Ok(())
+            });
+            let _ = tokio::time::timeout(self.patience, read).await;
+        }
+        self.last().clone()
+    }
+
+    fn last(&self) -> MutexGuard<'_, HeaderValue> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn token_in(path: &Path) -> Result<HeaderValue, StoreError> {
-    let token = std::fs::read_to_string(path);
-    bearer(&token.map_err(|error| StoreError::Refused(format!("token {}: {error}; mend the kubeconfig", path.display())))?)
+    let refused = |why: &str| StoreError::Refused(format!("token {}: {why}; mend the kubeconfig", path.display()));
+    match std::fs::read_to_string(path) {
+        Ok(token) if token.trim().is_empty() => Err(refused("there is nothing in it")),
+        Ok(token) => bearer(&token),
+        Err(error) => Err(refused(&error.to_string())),
+    }
 }
 
 fn bearer(token: &str) -> Result<HeaderValue, StoreError> {

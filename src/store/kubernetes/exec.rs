@@ -1,16 +1,21 @@
 //! Asks an exec plugin of a kubeconfig for credentials (client.authentication.k8s.io). Must never wait for it on the
 //! runtime's thread, nor give it our standard input, which is the command's.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::config::{ExecConfig, ExecInteractiveMode};
+use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::unistd::{getpid, getppid};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 use crate::store::StoreError;
 
@@ -41,9 +46,7 @@ pub async fn ask(plugin: &ExecConfig) -> Result<Credential, StoreError> {
     if plugin.interactive_mode == Some(ExecInteractiveMode::Always) {
         return Err(StoreError::Refused(format!("exec plugin {program}: it asks a person (interactiveMode: Always); use another context")));
     }
-    let command = command(plugin, &program);
-    let answer = tokio::task::spawn_blocking(move || run(command)).await.map_err(|error| StoreError::Unknown(error.to_string()))?;
-    let answer = answer.map_err(|error| match error.kind() {
+    let answer = run(command(plugin, &program)).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::PermissionDenied => {
             let hint = plugin.install_hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
             StoreError::Refused(format!("exec plugin {program}: {error}; install it, or set PATH{hint}"))
@@ -53,14 +56,16 @@ pub async fn ask(plugin: &ExecConfig) -> Result<Credential, StoreError> {
     // What it said may be a secret, so it is not shown.
     let none = || StoreError::Unknown(format!("exec plugin {program}: it gave no credentials; what it says is above"));
     let status = serde_json::from_slice::<Answer>(&answer).ok().and_then(|answer| answer.status).ok_or_else(none)?;
-    if status.token.is_none() && status.client_certificate_data.is_none() {
-        return Err(none());
-    }
-    Ok(Credential {
-        token: status.token,
-        identity: status.client_certificate_data.zip(status.client_key_data),
-        expires: status.expiration_timestamp,
-    })
+    let identity = match (status.client_certificate_data, status.client_key_data) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) if status.token.is_none() => return Err(none()),
+        (None, None) => None,
+        _ => {
+            let why = "it gave half of what proves who we are: a certificate and its key belong together; mend the plugin";
+            return Err(StoreError::Refused(format!("exec plugin {program}: {why}")));
+        }
+    };
+    Ok(Credential { token: status.token, identity, expires: status.expiration_timestamp })
 }
 
 fn command(plugin: &ExecConfig, program: &str) -> Command {
@@ -82,16 +87,45 @@ fn command(plugin: &ExecConfig, program: &str) -> Command {
     command
 }
 
-/// It must not outlive us (what it starts itself may). All that it writes, whatever its status: that may have gone to the front, which reaps all strangers.
-fn run(mut command: Command) -> std::io::Result<Vec<u8>> {
-    // SAFETY: one system call between fork and exec.
-    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
-    // The thread that it dies with waits for it here.
-    let mut child = command.spawn()?;
-    let mut answer = Vec::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        stdout.read_to_end(&mut answer)?;
+/// All that it writes, whatever its status: that may have gone to the front, which reaps all strangers. Dropped before that,
+/// it ends the plugin (what that has started itself may go on).
+async fn run(command: Command) -> std::io::Result<Vec<u8>> {
+    let (told, started) = oneshot::channel();
+    let (all_read, until) = mpsc::channel();
+    std::thread::Builder::new().name("exec-plugin".to_string()).spawn(move || live(command, told, &until))?;
+    let stdout = started.await.map_err(std::io::Error::other)??;
+    let (stdout, mut answer) = (pipe::Receiver::from_owned_fd(stdout.into())?, Vec::new());
+    loop {
+        stdout.readable().await?;
+        let mut part = [0; 4096];
+        match stdout.try_read(&mut part) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
-    let _ = child.wait();
+    let _ = all_read.send(());
     Ok(answer)
+}
+
+/// The plugin dies with this thread, and so never by its pid, which may be another's once the front has reaped it.
+fn live(mut command: Command, told: oneshot::Sender<std::io::Result<ChildStdout>>, until: &mpsc::Receiver<()>) {
+    let us = getpid();
+    let with_us = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // Somebody else's child by now: we died before it was said.
+        if getppid() == us { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: two system calls between fork and exec.
+    unsafe { command.pre_exec(with_us) };
+    match command.spawn() {
+        Err(error) => drop(told.send(Err(error))),
+        Ok(mut child) => {
+            let stdout = child.stdout.take().ok_or_else(|| ErrorKind::BrokenPipe.into());
+            if told.send(stdout).is_ok() && until.recv().is_ok() {
+                let _ = child.wait();
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod access;
 mod address;
 mod api;
 mod check;
+mod client;
 mod credentials;
 mod exec;
 mod object;

@@ -86,7 +86,7 @@ pub trait Client: Sized + 'static {
     /// shown as its difference from the clock here.
     fn check(&mut self) -> impl Future<Output = Result<Facts, StoreError>>;
 
-    /// Its credentials end soon: the next request takes another connection.
+    /// It has other credentials than a new one would have: the next request takes another connection.
     fn is_spent(&self) -> bool {
         false
     }
@@ -168,13 +168,13 @@ impl<C: Client> ServerStore<C> {
 
     async fn request<T>(&self, work: impl AsyncFnOnce(&mut C) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let request = async {
-            let mut lent = match self.requests.take() {
+            let mut lent = match self.requests.take().filter(|lent| !lent.is_spent()) {
                 Some(lent) => lent,
                 None => self.requests.lend(self.connected().await?),
             };
             let answer = work(&mut lent).await;
             // After an error it is opened anew: it may be at another server by now, or out of step.
-            lent.keep = answer.is_ok() && !lent.is_spent();
+            lent.keep = answer.is_ok();
             self.answered.set(self.answered.get() || answer.is_ok());
             answer
         };
@@ -269,7 +269,7 @@ impl<C: Client> Store for ServerStore<C> {
 
     async fn changed(&self, name: &LeaseName, seen: &Version) {
         loop {
-            let mut lent = match self.watch.take() {
+            let mut lent = match self.watch.take().filter(|lent| !lent.is_spent()) {
                 Some(lent) => lent,
                 None => {
                     tokio::time::sleep(self.watch_again_at.get().since((self.settings.now)())).await;

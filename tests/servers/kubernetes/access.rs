@@ -4,7 +4,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -28,7 +27,7 @@ fn check(world: &World, kubeconfig: &Path) -> Finished {
     finished
 }
 
-fn in_default(kubeconfig: &Path) -> String {
+pub fn in_default(kubeconfig: &Path) -> String {
     format!("k8s:default?kubeconfig={}", kubeconfig.display())
 }
 
@@ -40,14 +39,14 @@ fn assert_refused(finished: &Finished, words: &[&str]) {
     }
 }
 
-fn script(world: &World, name: &str, text: &str) -> String {
+pub fn script(world: &World, name: &str, text: &str) -> String {
     let path = world.scene.path(name);
     std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a mode");
     path.display().to_string()
 }
 
-fn plugin(command: &str) -> Value {
+pub fn plugin(command: &str) -> Value {
     json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": command, "interactiveMode": "IfAvailable", "provideClusterInfo": true}})
 }
 
@@ -131,79 +130,15 @@ fn contexts_and_namespaces_are_those_of_kubectl() {
 }
 
 #[test]
-fn an_exec_plugin_is_asked_once_and_anew_when_its_token_is_refused() {
-    let world = World::new();
-    let answer = |token: &str| {
-        json!({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token}}).to_string()
-    };
-    std::fs::write(world.scene.path("answer"), answer(TOKEN)).expect("an answer");
-    let dir = world.scene.dir().display().to_string();
-    let command = script(&world, "plugin", &format!("echo \"$KUBERNETES_EXEC_INFO\" >>{dir}/asked; cat {dir}/answer; cat >>{dir}/stdin"));
-    let file = world.server.kubeconfig("exec", world.server.port(), &plugin(&command));
-    let url = in_default(&file);
-    let mut lockrun = world.lockrun_at(&url, &["--ttl", "30s", "--heartbeat", "1s"]);
-    let holder = world.scene.start(lockrun.args(["--", "sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]));
-    world.scene.wait_for_file("up");
-    let asked = || std::fs::read_to_string(world.scene.path("asked")).expect("asked").lines().count();
-    let renews = || {
-        let before = world.spec("renewTime");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        world.spec("renewTime") != before
-    };
-    wait_until("a renewal", renews);
-    assert_eq!(asked(), 1, "once for all requests");
-    let info = parse(std::fs::read_to_string(world.scene.path("asked")).expect("asked").trim());
-    assert_eq!((&info["kind"], &info["spec"]["interactive"]), (&json!("ExecCredential"), &json!(false)));
-    assert!(info["spec"]["cluster"]["server"].is_string(), "{info}");
-
-    std::fs::write(world.scene.path("answer"), answer("sealed-next")).expect("an answer");
-    world.server.grant("sealed-next", Some(&ROLE));
-    world.server.grant(TOKEN, None);
-    wait_until("a renewal by the new token", || asked() == 2 && renews());
-    assert!(holder.stderr().contains("unreachable"), "{}", holder.stderr());
-    std::fs::write(world.scene.path("go"), "").expect("a file");
-    let finished = holder.finish();
-    assert_code(&finished, 0);
-    assert!(!finished.stderr.contains("sealed"), "{}", finished.stderr);
-}
-
-#[test]
-fn credentials_that_end_soon_are_renewed_before_they_are_refused() {
-    let world = World::new();
-    let answer = |name: &str, token: &str, seconds: i64| {
-        let ends = Timestamp::now() + SignedDuration::from_secs(seconds);
-        let status = json!({"token": token, "expirationTimestamp": ends.to_string()});
-        let text = json!({"kind": "ExecCredential", "status": status}).to_string();
-        std::fs::write(world.scene.path(name), text).expect("an answer");
-    };
-    answer("answer", TOKEN, 20);
-    answer("next", "sealed-next", 3600);
-    world.server.grant("sealed-next", Some(&ROLE));
-    let dir = world.scene.dir().display().to_string();
-    let command = script(&world, "plugin", &format!("echo x >>{dir}/asked; cat {dir}/answer; cp {dir}/next {dir}/answer"));
-    let file = world.server.kubeconfig("exec", world.server.port(), &plugin(&command));
-    let url = in_default(&file);
-    let mut lockrun = world.lockrun_at(&url, &["--ttl", "30s", "--heartbeat", "500ms"]);
-    let holder = world.scene.start(lockrun.args(["--", "sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]));
-    world.scene.wait_for_file("up");
-    wait_until("new ones", || std::fs::read_to_string(world.scene.path("asked")).is_ok_and(|asked| asked == "x\nx\n"));
-    world.server.grant(TOKEN, None);
-    let before = world.spec("renewTime");
-    wait_until("a renewal by the new token", || world.spec("renewTime") != before);
-    std::fs::write(world.scene.path("go"), "").expect("a file");
-    let finished = holder.finish();
-    assert_code(&finished, 0);
-    assert!(!finished.stderr.contains("unreachable"), "{}", finished.stderr);
-    assert_eq!(std::fs::read_to_string(world.scene.path("asked")).expect("asked"), "x\nx\n");
-}
-
-#[test]
 fn an_exec_plugin_that_gives_nothing_is_named() {
     let world = World::new();
     assert_refused(&check_as(&world, &plugin("/no/such/plugin")), &["exec plugin /no/such/plugin", "install it"]);
     let mute = script(&world, "mute", "echo sealed; exit 3");
     let finished = check_as(&world, &plugin(&mute));
     assert!(finished.code() == 69 && finished.stderr.contains("it gave no credentials"), "{}", finished.stderr);
+    let half = json!({"kind": "ExecCredential", "status": {"token": TOKEN, "clientCertificateData": "sealed"}});
+    let half = script(&world, "half", &format!("echo '{half}'"));
+    assert_refused(&check_as(&world, &plugin(&half)), &["exec plugin", "a certificate and its key belong together"]);
     // A slow one is waited for from attempt to attempt, and asked once.
     let dir = world.scene.dir().display();
     let answer = json!({"kind": "ExecCredential", "status": {"token": TOKEN, "expirationTimestamp": "2099-01-01T00:00:00Z"}});
@@ -229,58 +164,4 @@ fn an_exec_plugin_that_hangs_does_not_outlive_lockrun() {
     assert!(alive(pid));
     waiter.signal(Signal::SIGKILL);
     wait_until("its end", || !alive(pid));
-}
-
-/// In a mount namespace of its own, /run is as in a pod.
-#[test]
-fn the_account_of_a_pod_is_used_and_its_token_that_rotates() {
-    let world = World::new();
-    std::fs::write(world.scene.path("token"), TOKEN).expect("a token");
-    let account = "/run/secrets/kubernetes.io/serviceaccount";
-    let (dir, ca) = (world.scene.dir().display(), world.server.path("ca.pem").display().to_string());
-    let pod = format!(
-        "mount -t tmpfs none /run && mkdir -p {account} && cp {ca} {account}/ca.crt && printf team-a >{account}/namespace && \
-         ln -s {dir}/token {account}/token && exec \"$@\""
-    );
-    let mut command = world.scene.command("unshare");
-    command.args(["--mount", "sh", "-c", &pod, "sh", crate::common::lockrun_binary()]);
-    command.args(["--ttl", "60s", "--heartbeat", "500ms", "--db", "kubernetes:", "--name", "beat", "--"]);
-    command.args(["sh", "-c", "touch up; while ! test -e go; do sleep 0.02; done"]);
-    command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", world.server.port().to_string());
-    let holder = world.scene.start(command.env("HOME", world.scene.dir()).env_remove("KUBECONFIG"));
-    wait_until("it runs", || world.scene.path("up").exists() || holder.stderr().contains("mount:"));
-    assert!(!holder.stderr().contains("mount:"), "as root, see tests/run: {}", holder.stderr());
-
-    std::fs::write(world.scene.path("token"), "sealed-next").expect("a token");
-    world.server.grant("sealed-next", Some(&ROLE));
-    world.server.grant(TOKEN, None);
-    let two_renewals = || {
-        world.server.requests();
-        let mut count = 0;
-        wait_until("renewals", || {
-            count += world.server.requests().len();
-            count >= 2
-        });
-    };
-    two_renewals();
-    // Some remove it once a process has started.
-    std::fs::remove_file(world.scene.path("token")).expect("it is there");
-    two_renewals();
-    std::fs::write(world.scene.path("go"), "").expect("a file");
-    let finished = holder.finish();
-    assert_code(&finished, 0);
-    assert!(!finished.stderr.contains("unreachable"), "{}", finished.stderr);
-}
-
-#[test]
-fn a_waiter_whose_credentials_may_heal_waits_on() {
-    let world = World::new();
-    std::fs::write(world.scene.path("token"), "sealed and old").expect("a token");
-    let user = json!({"tokenFile": world.scene.path("token")});
-    let file = world.server.kubeconfig("file", world.server.port(), &user);
-    let mut lockrun = world.lockrun_at(&in_default(&file), &["--ttl", "60s"]);
-    let waiter = world.scene.start(lockrun.args(["--", "true"]));
-    waiter.wait_for_stderr("unreachable: 401");
-    std::fs::write(world.scene.path("token"), TOKEN).expect("a token");
-    assert_code(&waiter.finish(), 0);
 }

@@ -82,6 +82,7 @@ fn throttling_errors_and_a_right_that_is_taken_away_are_unknown_while_the_lease_
     for (what, word) in [
         (What::Status(429, "TooManyRequests", Some(1)), "unreachable: 429"),
         (What::Status(503, "ServiceUnavailable", None), "unreachable: 503"),
+        (What::Status(409, "AlreadyExists", None), "unreachable: 409"),
         (What::CutAfter, "unreachable: it closed the connection"),
         (What::CutBefore, "unreachable: it closed the connection"),
         (What::Slow(Duration::from_secs(2)), "no answer"),

@@ -3,6 +3,7 @@
 mod access;
 mod beside;
 mod faults;
+mod renewed;
 
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
