@@ -6,11 +6,15 @@ use serde_json::Value;
 use super::address::Place;
 use super::error::store_error;
 use super::{Postgres, is_missing, sql};
+use crate::store::server::may_forget;
 use crate::store::{Facts, StoreError};
 
+/// Nobody fails over to a backup, an archive, or a subscriber (its slot is the only sign of it that every role can see).
 const SERVER: &str = "SELECT current_setting('server_version'), current_setting('synchronous_commit'), \
      current_setting('synchronous_standby_names'), (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
-     (SELECT count(*) FROM pg_stat_replication), current_setting('fsync'), current_setting('full_page_writes')";
+     (SELECT count(*) FROM pg_stat_replication r WHERE application_name NOT IN ('pg_basebackup', 'pg_receivewal') AND NOT EXISTS \
+     (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')), \
+     current_setting('fsync'), current_setting('full_page_writes')";
 /// Each is refused without the right to it, and none of them touches a row.
 const RIGHTS: [&str; 5] = [
     "SELECT 1 FROM lockrun_meta WHERE false",
@@ -31,29 +35,27 @@ async fn server(postgres: &mut Postgres) -> Result<Row, StoreError> {
 }
 
 /// How it can forget what it confirmed.
-fn doubts([_, _, standbys, _, replicas, fsync, full_page_writes]: &Row) -> Vec<String> {
+fn doubts([_, _, standbys, _, replicas, fsync, _]: &Row) -> Vec<String> {
     let mut doubts = Vec::new();
     if standbys.is_empty() && replicas != "0" {
         doubts.push(
             "a fail-over to a standby that is not synchronous (there is one) can forget a claim; set synchronous_standby_names".to_string(),
         );
     }
-    for (name, value) in [("fsync", fsync), ("full_page_writes", full_page_writes)] {
-        if value == "off" {
-            doubts.push(format!("{name} is off: a crash of the server can forget a claim or spoil the tables"));
-        }
+    if fsync == "off" {
+        doubts.push("fsync is off: a crash of the server can forget a claim or spoil the tables".to_string());
     }
     doubts
 }
 
-pub async fn warning(postgres: &mut Postgres) -> Option<String> {
-    let doubts = doubts(&server(postgres).await.ok()?);
-    (!doubts.is_empty()).then(|| format!("two may run for a moment if this server forgets the lease: {}", doubts.join("; ")))
+pub async fn warning(postgres: &mut Postgres) -> Result<Option<String>, StoreError> {
+    let doubts = doubts(&server(postgres).await?);
+    Ok(may_forget(&doubts))
 }
 
 pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
     let row = server(postgres).await?;
-    let [version, synchronous_commit, standbys, server_ms, replicas, ..] = &row;
+    let [version, synchronous_commit, standbys, server_ms, replicas, _, full_page_writes] = &row;
     let (schema, tables) = rights(postgres).await?;
     let notifications = postgres.subscribe("lockrun_check").await?;
     let encrypted = postgres.session.encrypted;
@@ -74,6 +76,10 @@ pub async fn check(postgres: &mut Postgres) -> Result<Facts, StoreError> {
              next renewal; set synchronous_standby_names"
                 .to_string(),
         );
+    }
+    if full_page_writes == "off" {
+        warnings
+            .push("full_page_writes is off: unless the disk writes whole pages, a crash of the server can spoil the tables".to_string());
     }
     if !notifications {
         warnings.push(

@@ -207,7 +207,7 @@ impl Client for Postgres {
         check::check(self).await
     }
 
-    async fn warning(&mut self) -> Option<String> {
+    async fn warning(&mut self) -> Result<Option<String>, StoreError> {
         check::warning(self).await
     }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::info::{Info, Saving};
 use super::trouble::read;
 use super::{NAMES, Redis, script};
+use crate::store::server::may_forget;
 use crate::store::{Facts, StoreError};
 
 /// Nothing of value is ever there.
@@ -33,7 +34,7 @@ pub async fn check(redis: &mut Redis) -> Result<Facts, StoreError> {
     let answers = redis.run(&script::PROBE, &[PROBE, NAMES], &[], |_: &mut Pipeline| {}).await?;
     read::<Value>(answers.into_iter().next())?;
     let confirming = redis.address.confirming(info.replicas());
-    let mut warnings = info.doubts(&saving, confirming);
+    let mut warnings = info.doubts(&saving, &redis.address);
     let notifications = told(redis).await;
     if let Err(error) = &notifications {
         warnings.push(format!("no notifications: whoever waits looks again every heartbeat ({error})"));
@@ -54,10 +55,9 @@ pub async fn check(redis: &mut Redis) -> Result<Facts, StoreError> {
     Ok(Facts { details, warnings })
 }
 
-pub async fn warning(redis: &mut Redis) -> Option<String> {
-    let (info, saving) = info(redis).await.ok()?;
-    let doubts = info.doubts(&saving, redis.address.confirming(info.replicas()));
-    (!doubts.is_empty()).then(|| format!("two may run for a moment if this server forgets the lease: {}", doubts.join("; ")))
+pub async fn warning(redis: &mut Redis) -> Result<Option<String>, StoreError> {
+    let (info, saving) = info(redis).await?;
+    Ok(may_forget(&info.doubts(&saving, &redis.address)))
 }
 
 /// Whether a message comes through, on a connection of its own.

@@ -3,6 +3,7 @@
 
 use redis::Value;
 
+use super::address::Address;
 use super::trouble::{cluster, read, refused, unknown};
 use crate::store::StoreError;
 
@@ -80,7 +81,7 @@ impl Info {
     }
 
     /// What it can forget, and when.
-    pub fn doubts(&self, saving: &Saving, confirming: usize) -> Vec<String> {
+    pub fn doubts(&self, saving: &Saving, address: &Address) -> Vec<String> {
         let mut doubts = Vec::new();
         match (self.field("aof_enabled"), saving.appendfsync.as_deref(), saving.save.as_deref()) {
             (Some("1"), Some("always"), _) => {}
@@ -101,12 +102,18 @@ impl Info {
             (_, _, Some("")) => doubts.push("a server that restarts forgets everything (appendonly is no, save is empty)".into()),
             (_, _, _) => doubts.push("a server that restarts forgets what came after its last snapshot (appendonly is no)".into()),
         }
-        match (self.replicas(), confirming) {
+        match (self.replicas(), address.confirming(self.replicas())) {
             (0, 0) => {}
             (_, 0) => doubts.push("replication is asynchronous, and wait=0: a fail-over can forget a lease".into()),
-            (_, confirming) => doubts.push(format!(
-                "replication is asynchronous: a fail-over to a replica that was not among the {confirming} that confirmed can forget a lease"
-            )),
+            (_, confirming) => {
+                doubts.push(format!(
+                    "replication is asynchronous: a fail-over to a replica that was not among the {confirming} that confirmed can forget a lease"
+                ));
+                if address.confirming(0) == 0 {
+                    doubts
+                        .push(format!("a primary that is cut off from its replicas goes on without them (?wait={confirming} forbids it)"));
+                }
+            }
         }
         doubts
     }

@@ -268,7 +268,7 @@ impl Client for Redis {
         check::check(self).await
     }
 
-    async fn warning(&mut self) -> Option<String> {
+    async fn warning(&mut self) -> Result<Option<String>, StoreError> {
         check::warning(self).await
     }
 }

@@ -92,9 +92,15 @@ pub trait Client: Sized + 'static {
     }
 
     /// What this server cannot promise, as it is set up, for whoever starts to hold.
-    fn warning(&mut self) -> impl Future<Output = Option<String>> {
-        std::future::ready(None)
+    fn warning(&mut self) -> impl Future<Output = Result<Option<String>, StoreError>> {
+        std::future::ready(Ok(None))
     }
+}
+
+/// What `warning` says of a server that can forget what it confirmed.
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub fn may_forget(doubts: &[String]) -> Option<String> {
+    (!doubts.is_empty()).then(|| format!("two may run for a moment if this server forgets the lease: {}", doubts.join("; ")))
 }
 
 type Connecting<C> = Pin<Box<dyn Future<Output = Result<C, StoreError>>>>;
@@ -156,7 +162,7 @@ impl<C: Client> ServerStore<C> {
     async fn ask_for_a_warning(&self) {
         let waits = matches!(self.settings.purpose, Purpose::Hold { short: false, .. });
         if waits && !self.asked.replace(true) {
-            let warning = self.request(async |client| Ok(client.warning().await)).await;
+            let warning = self.request(async |client| client.warning().await).await;
             self.warning.set(warning.ok().flatten());
         }
     }

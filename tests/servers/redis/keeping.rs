@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::{brief, check, refused, run, unreachable, url, with, works};
 use crate::common::report::{parse, wait_until_it_waits};
@@ -188,7 +189,10 @@ fn check_and_status_say_what_they_know() {
     assert_eq!((&facts["persistence"], &facts["notifications"]), (&"appendonly always".into(), &true.into()), "{facts}");
     assert!(facts["clock_difference_ms"].as_i64().is_some_and(|ms| ms.abs() < 60_000), "{facts}");
     assert!(facts["server_version"].as_str().is_some_and(|version| version.starts_with("Redis ")), "{facts}");
-    assert!(facts["warnings"].to_string().contains("asynchronous"), "{facts}");
+    let warnings = |facts: &Value| facts["warnings"].to_string();
+    assert!(warnings(&facts).contains("asynchronous") && warnings(&facts).contains("?wait=1 forbids it"), "{facts}");
+    let strict = check(&scene, &format!("{}?wait=1", redis.url()));
+    assert!(warnings(&strict).contains("asynchronous") && !warnings(&strict).contains("goes on without them"), "{strict}");
     let text = run(&scene, &redis.url(), &["check"]);
     assert!(text.code() == 0 && text.stdout.contains("usable") && text.stdout.contains("warning: replication"), "{}", text.stdout);
     wait_until("what check left", || redis.ask(&["KEYS", "*"]) == keys);
