@@ -18,8 +18,7 @@ pub fn step(seconds: i64) {
     let (wall, boot) = (read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_BOOTTIME));
     let there = if seconds < 0 { wall - Duration::from_secs(seconds.unsigned_abs()) } else { wall + Duration::from_secs(seconds as u64) };
     if let Err(error) = set(there) {
-        eprintln!("probe: the wall clock cannot be set: {error}; this needs CAP_SYS_TIME");
-        std::process::exit(1);
+        super::fail(1, &format!("probe: the wall clock cannot be set: {error}; this needs CAP_SYS_TIME"));
     }
     println!("stepped");
     let _ = io::stdout().flush();

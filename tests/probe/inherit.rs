@@ -5,8 +5,9 @@ use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::exit;
 use std::sync::OnceLock;
+
+use super::fail;
 
 struct Given {
     /// /proc/self/status
@@ -80,10 +81,8 @@ pub fn exec(program: &[&str]) -> ! {
 pub fn exec_as_is(program: &[&str]) -> ! {
     let args: Vec<CString> = program.iter().map(|arg| CString::new(*arg).expect("no NUL in an argument")).collect();
     let Some(first) = args.first() else {
-        eprintln!("probe: no program given");
-        exit(64);
+        fail(64, "probe: no program given");
     };
     let Err(error) = nix::unistd::execvp(first, &args);
-    eprintln!("probe: {}: {error}", program[0]);
-    exit(127);
+    fail(127, &format!("probe: {}: {error}", program[0]))
 }

@@ -9,6 +9,7 @@ mod odd;
 mod roster;
 mod tree;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::exit;
 use std::time::Duration;
@@ -44,16 +45,16 @@ fn main() {
         ["bomb", chains, seconds, ready] => bomb::run(number(chains), Duration::from_secs(number(seconds)), Path::new(ready)),
         ["hog", seconds] => bomb::hog(Duration::from_secs(number(seconds))),
         ["step-clock", seconds] => clock::step(number(seconds)),
-        _ => {
-            eprintln!("{USAGE}");
-            exit(64);
-        }
+        _ => fail(64, USAGE),
     }
 }
 
 fn number<N: std::str::FromStr>(text: &str) -> N {
-    text.parse().unwrap_or_else(|_| {
-        eprintln!("probe: {text:?} is not a number\n{USAGE}");
-        exit(64);
-    })
+    text.parse().unwrap_or_else(|_| fail(64, &format!("probe: {text:?} is not a number\n{USAGE}")))
+}
+
+/// With stderr closed or full too.
+fn fail(code: i32, text: &str) -> ! {
+    let _ = writeln!(std::io::stderr(), "{text}");
+    exit(code)
 }

@@ -22,6 +22,7 @@ mod site;
 mod strike;
 mod world;
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
         args => match asked::parse(args) {
             Ok(asked) => run(asked),
             Err(text) => {
-                eprintln!("tests/torture: {text}\n\n{}", asked::usage());
+                let _ = writeln!(std::io::stderr(), "tests/torture: {text}\n\n{}", asked::usage());
                 ExitCode::from(2)
             }
         },
