@@ -2,6 +2,7 @@
 //! old. Must never block the runtime's thread, let go of what works before there is something else, nor let one slow exec
 //! plugin be asked by every attempt.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,7 +57,8 @@ struct State {
     /// When another was last made beside it.
     renewed_at: Option<Timestamp>,
     count: u64,
-    answered: bool,
+    /// What was asked of the API server with success.
+    allowed: BTreeSet<String>,
 }
 
 impl Shared {
@@ -75,10 +77,12 @@ impl Shared {
         })
     }
 
-    /// The API server answered at its time `now`. If this access ends soon, another is made beside it.
-    pub fn answered(&self, access: &Access, now: Option<Timestamp>, source: &Source, limit: Duration) {
+    /// The API server answered at its time `now`, and allowed this verb. If this access ends soon, another is made beside it.
+    pub fn answered(&self, access: &Access, allowed: Option<&str>, now: Option<Timestamp>, source: &Source, limit: Duration) {
         let mut state = self.state();
-        state.answered = true;
+        if let Some(verb) = allowed.filter(|verb| !state.allowed.contains(*verb)) {
+            state.allowed.insert(verb.to_string());
+        }
         let Some(now) = now.filter(|_| state.is_current(access)) else { return };
         let age = state.since.get_or_insert(now).duration_until(now);
         let paused = state.renewed_at.is_some_and(|at| at.duration_until(now).abs() < PAUSE);
@@ -101,9 +105,13 @@ impl Shared {
         state.current.is_some() && !state.is_current(access)
     }
 
-    /// It was once good: somebody is about to change a certificate.
-    pub fn has_answered(&self) -> bool {
-        self.state().answered
+    pub fn was_allowed(&self, verb: &str) -> bool {
+        self.state().allowed.contains(verb)
+    }
+
+    /// Once: so somebody is about to change a certificate.
+    pub fn was_good(&self) -> bool {
+        !self.state().allowed.is_empty()
     }
 
     /// The one that is being made, or else another, on a task of its own: it goes on when nobody waits for it.
@@ -112,7 +120,7 @@ impl Shared {
             return making.clone();
         }
         state.count += 1;
-        let patience = if state.answered { LATER } else { FIRST };
+        let patience = if state.allowed.is_empty() { FIRST } else { LATER };
         let (shared, source, number) = (self.clone(), source.clone(), state.count);
         let task = tokio::spawn(async move {
             let made = tokio::time::timeout(patience, make(source, limit, number)).await;

@@ -89,13 +89,38 @@ impl Api {
 
     async fn send(&self, verb: &str, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Answer, StoreError> {
         let request = request.map_err(|error| StoreError::Refused(chain(&error)))?;
+        let answer = self.send_once(verb, request.clone()).await?;
+        if answer.status != StatusCode::FORBIDDEN {
+            return Ok(answer);
+        }
+        self.must_be_ready().await?;
+        // It may be so only since then. What was forbidden was not done.
+        self.send_once(verb, request).await
+    }
+
+    /// An API server that is starting answers before it knows the rights, and for a moment (measured: half a second) forbids
+    /// everything to everybody.
+    pub async fn must_be_ready(&self) -> Result<(), StoreError> {
+        let mut request = Request::new(Vec::new());
+        *request.uri_mut() = http::Uri::from_static("/readyz");
+        match self.send_once("readyz", request).await?.status {
+            StatusCode::OK => Ok(()),
+            status => {
+                let code = status.as_u16();
+                Err(StoreError::Unknown(format!("403 to all: it is starting, or this account may do nothing ({code} to readyz)")))
+            }
+        }
+    }
+
+    async fn send_once(&self, verb: &str, request: Request<Vec<u8>>) -> Result<Answer, StoreError> {
         let response = self.access.client.send(request.map(Body::from)).await.map_err(|error| self.no_answer(&error))?;
         let (head, body) = response.into_parts();
         let body = body.collect_bytes().await.map_err(|error| self.no_answer(&error))?.to_vec();
         let header = |name: http::HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         let date = header(http::header::DATE).map(str::to_string);
         let now = date.as_deref().and_then(http_date);
-        self.address.access.answered(&self.access, now, &self.address.source, self.limit);
+        let allowed = !matches!(head.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        self.address.access.answered(&self.access, allowed.then_some(verb), now, &self.address.source, self.limit);
         let answer = Answer { status: head.status, body, date };
         // Whoever gives the credentials may have given others meanwhile: also for the answer that says so.
         if answer.status == StatusCode::UNAUTHORIZED {
@@ -131,11 +156,14 @@ impl Api {
         match answer.status {
             // A file, an account's token or a plugin's answer is read anew next time; what stands in the kubeconfig is not.
             StatusCode::UNAUTHORIZED if self.access.renews => StoreError::Unknown(format!("401: {message}; its credentials are read anew")),
-            StatusCode::UNAUTHORIZED => StoreError::Refused(format!("401: {message}; renew the credentials in the kubeconfig")),
-            StatusCode::FORBIDDEN if message.contains(" cannot ") => StoreError::Refused(format!(
-                "403: {message}; bind a Role with get, list, create, update and watch on leases (coordination.k8s.io) in namespace \
-                 {namespace} to it"
-            )),
+            StatusCode::UNAUTHORIZED => self.forbidden(verb, format!("401: {message}; renew the credentials in the kubeconfig")),
+            StatusCode::FORBIDDEN if message.contains(" cannot ") => self.forbidden(
+                verb,
+                format!(
+                    "403: {message}; bind a Role with get, list, create, update and watch on leases (coordination.k8s.io) in namespace \
+                     {namespace} to it"
+                ),
+            ),
             StatusCode::FORBIDDEN => StoreError::Refused(format!("403 to {verb} a Lease in namespace {namespace}: {message}")),
             StatusCode::NOT_FOUND if answer.is_about("namespaces") => StoreError::Refused(format!(
                 "namespace {namespace}: there is none; create it, or name another in --db kubernetes:NAMESPACE"
@@ -151,6 +179,14 @@ impl Api {
         }
     }
 
+    /// What was allowed before, somebody is about to allow again.
+    fn forbidden(&self, verb: &str, why: String) -> StoreError {
+        match self.address.access.was_allowed(verb) {
+            true => StoreError::Unknown(why),
+            false => StoreError::Refused(why),
+        }
+    }
+
     fn no_answer(&self, error: &kube::Error) -> StoreError {
         let tls = tls(error);
         if tls.is_some() {
@@ -159,7 +195,7 @@ impl Api {
         let access = &self.address.access;
         match tls {
             // The authority in the file may be the older one.
-            Some(Tls::Server(why)) if self.address.in_pod() || access.has_answered() => {
+            Some(Tls::Server(why)) if self.address.in_pod() || access.was_good() => {
                 StoreError::Unknown(format!("its certificate: {why}; its authority is read anew"))
             }
             Some(Tls::Server(why)) => {

@@ -30,6 +30,9 @@ pub async fn check(api: &Api) -> Result<Facts, StoreError> {
             missing.push(verb);
         }
     }
+    if !missing.is_empty() {
+        api.must_be_ready().await?;
+    }
     let mut warnings = vec![BESIDE_OTHERS.to_string(), CANNOT.to_string()];
     let namespace = api.namespace();
     let role =

@@ -97,6 +97,44 @@ fn throttling_errors_and_a_right_that_is_taken_away_are_unknown_while_the_lease_
 }
 
 #[test]
+fn an_api_server_that_is_starting_refuses_nobody_for_good() {
+    let world = World::new();
+    world.server.starting(true);
+    let early = world.start(&["--ttl", "60s"], UNTIL_GO);
+    early.wait_for_stderr("unreachable: 403");
+    assert_code(&world.scene.run(&mut world.lockrun(&["check"])), 69);
+    world.server.starting(false);
+    world.scene.wait_for_starts(1);
+    let waiter = world.start_waiter(&["--ttl", "60s", "--heartbeat", "600ms"], "exit 0");
+    world.server.starting(true);
+    waiter.wait_for_stderr("unreachable: 403");
+    world.server.starting(false);
+    go(&world);
+    assert_code(&early.finish(), 0);
+    assert_code(&waiter.finish(), 0);
+    world.scene.assert_exclusion();
+}
+
+/// What it was allowed once it waits for; what it never was ends it.
+#[test]
+fn a_right_that_is_taken_away_from_a_waiter_is_waited_for() {
+    let world = World::new();
+    let holder = world.start_holder(&["--ttl", "60s"], UNTIL_GO);
+    let waiter = world.start_waiter(&["--ttl", "60s", "--heartbeat", "600ms"], "exit 0");
+    for (verbs, word) in [(Some(&["list"][..]), "unreachable: 403"), (None, "unreachable: 401")] {
+        is_ridden_out(&waiter, || world.server.grant(TOKEN, verbs), || world.server.grant(TOKEN, Some(&ROLE)), word);
+    }
+    go(&world);
+    assert_code(&holder.finish(), 0);
+    assert_code(&waiter.finish(), 0);
+
+    world.server.grant(TOKEN, Some(&["get", "list", "watch"]));
+    let finished = world.scene.run(world.lockrun(&[]).args(["--", "touch", "ran"]));
+    assert_code(&finished, 125);
+    assert!(finished.stderr.contains("cannot update resource"), "{}", finished.stderr);
+}
+
+#[test]
 fn a_lost_answer_to_the_claim_starts_the_command_once() {
     let world = World::new();
     for what in [What::CutAfter, What::SlowAfter(Duration::from_secs(5))] {
