@@ -218,9 +218,10 @@ macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
         #[cfg(feature = "kubernetes")]
         mod kubernetes {
+            use super::fixture::{Server, kubernetes::apiserver::Any};
             $(#[test] fn $test() {
-                let server = super::of_kubernetes::server();
-                super::block_on(super::$test(super::of_kubernetes::store(&server)))
+                let server = Any::start();
+                super::block_on(super::$test(super::of_kubernetes::store(&server.url())))
             })+
         }
         mod memory {

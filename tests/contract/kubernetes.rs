@@ -19,12 +19,12 @@ impl Names for Kube {
     const NAMES: [&str; 7] = ["a", "a.b", "a-b", "b", "0", "aa", "lockrun-sighting"];
 }
 
-pub fn server() -> Kubernetes {
+fn server() -> Kubernetes {
     Kubernetes::start()
 }
 
-pub fn store(server: &Kubernetes) -> Kube {
-    store_for(&server.url(), false)
+pub fn store(url: &str) -> Kube {
+    store_for(url, false)
 }
 
 fn store_for(url: &str, short: bool) -> Kube {
@@ -74,8 +74,8 @@ fn of_writes_that_race_exactly_one_is_done() {
 fn what_one_try_saw_counts_for_the_next_and_is_no_lease() {
     let server = server();
     block_on(async {
-        let absent = read(&store(&server), &name()).await.version;
-        let version = put(&store(&server), &name(), &absent, &held("w1", 1)).await;
+        let absent = read(&store(&server.url()), &name()).await.version;
+        let version = put(&store(&server.url()), &name(), &absent, &held("w1", 1)).await;
         let start = clock::now();
         let first = read(&store_for(&server.url(), true), &name()).await;
         assert_eq!((first.seen_at, is_free(&first)), (None, false));
@@ -83,10 +83,10 @@ fn what_one_try_saw_counts_for_the_next_and_is_no_lease() {
         let second = read(&store_for(&server.url(), true), &name()).await;
         let seen_at = second.seen_at.expect("noted by the first");
         assert!(start < seen_at && seen_at <= noted, "after the first read, not before it");
-        put(&store(&server), &name(), &version, &held("w2", 1)).await;
+        put(&store(&server.url()), &name(), &version, &held("w2", 1)).await;
         assert_eq!(read(&store_for(&server.url(), true), &name()).await.seen_at, None, "another version");
         assert!(read(&store_for(&server.url(), true), &name()).await.seen_at.is_some());
-        let names: Vec<_> = store(&server).list(clock::now()).await.expect("readable").into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = store(&server.url()).list(clock::now()).await.expect("readable").into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, [name()]);
         assert_eq!(server.leases().len(), 2, "overwritten in place");
     });
@@ -96,7 +96,7 @@ fn what_one_try_saw_counts_for_the_next_and_is_no_lease() {
 fn a_waiter_is_told_of_a_release_at_once_and_of_nothing_else() {
     let server = server();
     block_on(async {
-        let (holder, waiter) = (store(&server), store(&server));
+        let (holder, waiter) = (store(&server.url()), store(&server.url()));
         let absent = read(&holder, &name()).await.version;
         let seen = put(&holder, &name(), &absent, &held("w1", 1)).await;
         let lease = name();
@@ -117,7 +117,7 @@ fn a_waiter_is_told_of_a_release_at_once_and_of_nothing_else() {
 fn a_release_between_the_read_and_the_wait_is_not_missed() {
     let server = server();
     block_on(async {
-        let (holder, waiter) = (store(&server), store(&server));
+        let (holder, waiter) = (store(&server.url()), store(&server.url()));
         let absent = read(&holder, &name()).await.version;
         let mut version = put(&holder, &name(), &absent, &held("w1", 1)).await;
         // First without a watch, then with one that stands already.
@@ -141,7 +141,7 @@ fn a_release_between_the_read_and_the_wait_is_not_missed() {
 fn a_watch_that_ends_or_is_too_old_is_begun_anew() {
     let server = server();
     block_on(async {
-        let (holder, waiter) = (store(&server), store(&server));
+        let (holder, waiter) = (store(&server.url()), store(&server.url()));
         let absent = read(&holder, &name()).await.version;
         let mut version = put(&holder, &name(), &absent, &held("w1", 1)).await;
         for (round, disturb) in [Kubernetes::close_watches, Kubernetes::compact].into_iter().enumerate() {
@@ -206,7 +206,7 @@ fn what_others_have_put_into_the_object_stays_there() {
         });
         let object = json!({"metadata": metadata, "spec": {"strategy": "OldestEmulationVersion", "preferredHolder": "x"}});
         server.put(&object).expect("written");
-        let store = store(&server);
+        let store = store(&server.url());
         let found = read(&store, &name()).await;
         assert!(is_free(&found), "nobody holds it");
         put(&store, &name(), &found.version, &record("w1", "h1", 5)).await;
@@ -222,7 +222,7 @@ fn what_others_have_put_into_the_object_stays_there() {
 fn metadata_that_somebody_else_changes_is_no_conflict_and_no_sign_of_life() {
     let server = server();
     block_on(async {
-        let store = store(&server);
+        let store = store(&server.url());
         let absent = read(&store, &name()).await.version;
         let version = put(&store, &name(), &absent, &record("w1", "h1", 5)).await;
         let mut object = server.lease(name().as_str()).expect("the object");
@@ -238,7 +238,7 @@ fn metadata_that_somebody_else_changes_is_no_conflict_and_no_sign_of_life() {
 fn a_holder_of_another_kind_is_read_with_its_own_duration_and_our_old_annotations_are_not_believed() {
     let server = server();
     block_on(async {
-        let store = store(&server);
+        let store = store(&server.url());
         let absent = read(&store, &name()).await.version;
         put(&store, &name(), &absent, &record("w1", "h1", 41)).await;
         client_go(&server, "controller_1", 30, 1, "2026-01-02T03:04:06.000000Z");
@@ -271,7 +271,7 @@ fn whoever_says_no_duration_is_not_taken_for_gone() {
     let server = server();
     block_on(async {
         server.put(&json!({"metadata": {"name": name().as_str()}, "spec": {"holderIdentity": "by-hand"}})).expect("written");
-        let found = read(&store(&server), &name()).await;
+        let found = read(&store(&server.url()), &name()).await;
         assert!(found.record.expect("a record").ttl > Duration::from_secs(86_400));
     });
 }
@@ -280,7 +280,7 @@ fn whoever_says_no_duration_is_not_taken_for_gone() {
 fn an_object_that_was_made_anew_is_another_one() {
     let server = server();
     block_on(async {
-        let (store, other) = (store(&server), store(&server));
+        let (store, other) = (store(&server.url()), store(&server.url()));
         let absent = read(&store, &name()).await.version;
         let version = put(&store, &name(), &absent, &record("w1", "h1", 5)).await;
         server.delete(name().as_str());
@@ -297,7 +297,7 @@ fn an_object_that_was_made_anew_is_another_one() {
 fn an_annotation_that_another_program_spoilt_is_an_error_and_never_free() {
     let server = server();
     block_on(async {
-        let store = store(&server);
+        let store = store(&server.url());
         let absent = read(&store, &name()).await.version;
         put(&store, &name(), &absent, &record("w1", "h1", 5)).await;
         for spoilt in ["", "{", "{}", "null", "[1]", "{\"token\": \"x\"}"] {
@@ -313,7 +313,7 @@ fn an_annotation_that_another_program_spoilt_is_an_error_and_never_free() {
 fn a_write_whose_answer_is_lost_is_unknown_and_found_by_its_write() {
     let server = server();
     block_on(async {
-        let store = store(&server);
+        let store = store(&server.url());
         let absent = read(&store, &name()).await.version;
         let version = put(&store, &name(), &absent, &record("w1", "h1", 5)).await;
         for (order, landed) in [(What::CutAfter, true), (What::CutBefore, false), (What::SlowAfter(Duration::from_secs(60)), true)] {
@@ -334,7 +334,7 @@ fn a_write_whose_answer_is_lost_is_unknown_and_found_by_its_write() {
 fn a_server_that_asks_for_time_gets_some_and_what_it_says_is_unknown() {
     let server = server();
     block_on(async {
-        let store = store(&server);
+        let store = store(&server.url());
         let absent = read(&store, &name()).await.version;
         server.requests();
         for (code, reason, retry_after) in [
@@ -361,13 +361,13 @@ fn what_will_not_heal_is_refused_with_what_to_do() {
     let server = server();
     block_on(async {
         server.grant(TOKEN, Some(&["get"]));
-        let why = refused(store(&server).swap(&name(), &Version::Absent, &held("w", 1)).await);
+        let why = refused(store(&server.url()).swap(&name(), &Version::Absent, &held("w", 1)).await);
         assert!(
             why.contains("cannot create resource") && why.contains("bind a Role with get, list, create, update and watch on leases"),
             "{why}"
         );
         server.grant(TOKEN, None);
-        let why = refused(store(&server).read(&name(), clock::now()).await.map(|_| Swap::Conflict));
+        let why = refused(store(&server.url()).read(&name(), clock::now()).await.map(|_| Swap::Conflict));
         assert!(why.contains("401") && why.contains("kubeconfig"), "{why}");
         server.grant(TOKEN, Some(&crate::fixture::kubernetes::ROLE));
         let elsewhere = store_for(&server.url().replace("kubernetes:default", "k8s:nowhere"), false);

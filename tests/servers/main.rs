@@ -18,7 +18,7 @@ macro_rules! on_every_server {
             $(#[test] fn $test() { super::every::$test::<super::fixture::etcd::Etcd>() })+
         }
         mod on_kubernetes {
-            $(#[test] fn $test() { super::every::$test::<super::fixture::kubernetes::Kubernetes>() })+
+            $(#[test] fn $test() { super::every::$test::<super::fixture::kubernetes::apiserver::Any>() })+
         }
         mod on_postgres {
             $(#[test] fn $test() { super::every::$test::<super::fixture::postgres::Postgres>() })+
