@@ -57,7 +57,7 @@ struct State {
     /// When another was last made beside it.
     renewed_at: Option<Timestamp>,
     count: u64,
-    /// What was asked of the API server with success.
+    /// The verbs that had another answer than 401 or 403.
     allowed: BTreeSet<String>,
 }
 

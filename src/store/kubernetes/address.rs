@@ -60,8 +60,7 @@ impl Address {
         }
         let text = |name| variable(name).and_then(|value| value.into_string().ok());
         let mut source = Source::find(file, context, variable)?;
-        let config = source.read()?;
-        source.stay_at(&config.cluster_url);
+        let config = source.settle()?;
         let namespace = if namespace.is_empty() { config.default_namespace.trim() } else { namespace }.to_string();
         let host = config.cluster_url.host().unwrap_or("?").to_string();
         let port = config.cluster_url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -113,36 +112,44 @@ impl Source {
                 }
             }
         }
-        let files: Vec<PathBuf> = files.into_iter().map(absolute).collect::<Result<_, _>>()?;
-        let context = match context {
-            Some(context) => Some(context),
-            // kubectl may name another while lockrun runs.
-            None => merged(&files)?.current_context,
-        };
+        let files = files.into_iter().map(absolute).collect::<Result<_, _>>()?;
         Ok(Source::Kubeconfig { files, context, server: None })
     }
 
-    /// A waiter that moved to another cluster would start its command beside the one here.
-    fn stay_at(&mut self, cluster: &Uri) {
-        if let Source::Kubeconfig { server, .. } = self {
-            *server = Some(cluster.clone());
+    /// The first reading: what is found is what all later ones must find. kubectl may name another context while lockrun
+    /// runs, and a waiter that moved to another cluster would start its command beside the one here.
+    fn settle(&mut self) -> Result<Config, String> {
+        let (config, found) = self.read_with_context()?;
+        if let Source::Kubeconfig { context, server, .. } = self {
+            (*context, *server) = (found, Some(config.cluster_url.clone()));
         }
+        Ok(config)
     }
 
     /// Reads the files anew. Blocks for as long as the disk does.
     pub fn read(&self) -> Result<Config, String> {
+        self.read_with_context().map(|(config, _)| config)
+    }
+
+    fn read_with_context(&self) -> Result<(Config, Option<String>), String> {
         let (files, context, server) = match self {
             Source::InCluster => {
-                return Config::incluster().map_err(|error| {
+                let config = Config::incluster().map_err(|error| {
                     format!("the account of this pod: {}; mount its token (automountServiceAccountToken), or set KUBECONFIG", chain(&error))
                 });
+                return Ok((config?, None));
             }
             Source::Kubeconfig { files, context, server } => (files, context, server),
         };
-        let mut whole = merged(files)?;
+        let mut whole = Kubeconfig::default();
+        for file in files {
+            let why = |error| format!("{}: not a kubeconfig that can be read: {}; mend it", file.display(), chain(&error));
+            whole = Kubeconfig::read_from(file).and_then(|next| whole.merge(next)).map_err(why)?;
+        }
         if let Some(context) = context {
             whole.current_context = Some(context.clone());
         }
+        let context = whole.current_context.clone();
         let shown = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(":");
         let proxied = proxy(&whole).is_some();
         let mut config =
@@ -158,17 +165,8 @@ impl Source {
         }
         // HTTPS_PROXY is the command's.
         config.proxy_url = None;
-        Ok(config)
+        Ok((config, context))
     }
-}
-
-fn merged(files: &[PathBuf]) -> Result<Kubeconfig, String> {
-    let mut whole = Kubeconfig::default();
-    for file in files {
-        let why = |error| format!("{}: not a kubeconfig that can be read: {}; mend it", file.display(), chain(&error));
-        whole = Kubeconfig::read_from(file).and_then(|next| whole.merge(next)).map_err(why)?;
-    }
-    Ok(whole)
 }
 
 /// The proxy of the cluster that the current context names.

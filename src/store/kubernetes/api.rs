@@ -188,11 +188,10 @@ impl Api {
     }
 
     fn no_answer(&self, error: &kube::Error) -> StoreError {
-        let tls = tls(error);
+        let (tls, access) = (tls(error), &self.address.access);
         if tls.is_some() {
-            self.address.access.refused(&self.access);
+            access.refused(&self.access);
         }
-        let access = &self.address.access;
         match tls {
             // The authority in the file may be the older one.
             Some(Tls::Server(why)) if self.address.in_pod() || access.was_good() => {
