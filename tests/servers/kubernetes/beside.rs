@@ -123,7 +123,7 @@ fn a_client_go_candidate_waits_for_us_while_we_renew_and_takes_over_from_what_is
         assert!(!elector.try_acquire_or_renew(), "taken from a holder that renews");
         std::thread::sleep(Duration::from_millis(300)); // its RetryPeriod
     }
-    std::fs::write(world.scene.path("go"), "").expect("a file");
+    world.go();
     assert_code(&holder.finish(), 0);
     assert!(elector.try_acquire_or_renew());
     assert_eq!((world.spec("holderIdentity"), world.spec("leaseTransitions")), (json!("controller-1"), json!(1)));

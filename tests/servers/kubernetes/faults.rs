@@ -5,17 +5,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{SHORT, World, assert_code, now_ns, since};
+use super::{SHORT, UNTIL_GO, World, assert_code, now_ns, since};
 use crate::common::report::log_lines;
 use crate::common::{Running, alive, wait_until};
 use crate::fixture::Server;
 use crate::fixture::kubernetes::{ROLE, TOKEN, What};
-
-const UNTIL_GO: &str = "while ! test -e go; do sleep 0.02; done";
-
-fn go(world: &World) {
-    std::fs::write(world.scene.path("go"), "").expect("a file");
-}
 
 #[test]
 fn an_api_server_that_is_away_longer_than_the_lease_ends_the_command_before_another_may_start() {
@@ -55,7 +49,7 @@ fn an_api_server_that_is_away_for_a_moment_is_ridden_out() {
     let holder = world.borrow().start_holder(&["--ttl", "30s", "--heartbeat", "1s"], UNTIL_GO);
     is_ridden_out(&holder, || world.borrow_mut().server.stop(), || world.borrow_mut().server.start_again(), "refused");
     is_ridden_out(&holder, || world.borrow().server.freeze(), || world.borrow().server.thaw(), "no answer");
-    go(&world.borrow());
+    world.borrow().go();
     assert_code(&holder.finish(), 0);
     assert_eq!(world.borrow().spec("holderIdentity"), "");
 }
@@ -92,7 +86,7 @@ fn throttling_errors_and_a_right_that_is_taken_away_are_unknown_while_the_lease_
     for (verbs, word) in [(Some(&["get"][..]), "unreachable: 403: leases.coordination.k8s.io"), (None, "unreachable: 401")] {
         is_ridden_out(&holder, || world.server.grant(TOKEN, verbs), || world.server.grant(TOKEN, Some(&ROLE)), word);
     }
-    go(&world);
+    world.go();
     assert_code(&holder.finish(), 0);
 }
 
@@ -109,7 +103,7 @@ fn an_api_server_that_is_starting_refuses_nobody_for_good() {
     world.server.starting(true);
     waiter.wait_for_stderr("unreachable: 403");
     world.server.starting(false);
-    go(&world);
+    world.go();
     assert_code(&early.finish(), 0);
     assert_code(&waiter.finish(), 0);
     world.scene.assert_exclusion();
@@ -124,7 +118,7 @@ fn a_right_that_is_taken_away_from_a_waiter_is_waited_for() {
     for (verbs, word) in [(Some(&["list"][..]), "unreachable: 403"), (None, "unreachable: 401")] {
         is_ridden_out(&waiter, || world.server.grant(TOKEN, verbs), || world.server.grant(TOKEN, Some(&ROLE)), word);
     }
-    go(&world);
+    world.go();
     assert_code(&holder.finish(), 0);
     assert_code(&waiter.finish(), 0);
 
@@ -160,7 +154,7 @@ fn a_watch_that_fails_in_every_way_only_delays_the_waiter() {
     world.server.close_watches();
     // At last it stands again, and tells nothing.
     world.server.stale_watches(true);
-    go(&world);
+    world.go();
     assert_code(&holder.finish(), 0);
     assert_code(&waiter.finish(), 0);
     world.scene.assert_exclusion();

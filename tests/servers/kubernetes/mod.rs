@@ -19,6 +19,9 @@ use crate::fixture::kubernetes::{Kubernetes, TOKEN};
 /// TERM 2.8 s, KILL 3.1 s, dead 3.6 s after the last good renewal; an attempt has 300 ms.
 const SHORT: [&str; 6] = ["--ttl", "4s", "--heartbeat", "600ms", "--grace", "300ms"];
 
+/// What a command does until `go`.
+const UNTIL_GO: &str = "while ! test -e go; do sleep 0.02; done";
+
 struct World {
     scene: Scene,
     server: Kubernetes,
@@ -58,6 +61,10 @@ impl World {
         let waiter = self.start(args, body);
         wait_until_it_waits(&waiter);
         waiter
+    }
+
+    fn go(&self) {
+        std::fs::write(self.scene.path("go"), "").expect("a file");
     }
 
     fn lease(&self) -> Value {
@@ -104,7 +111,7 @@ fn it_runs_the_command_and_the_object_reads_well_meanwhile_and_afterwards() {
     assert_eq!((&lock["name"], &lock["state"], &lock["holder"]["pid"]), (&json!("beat"), &json!("held"), &json!(holder.pid())));
     assert_eq!(lock["ttl_ms"], 20_000);
 
-    std::fs::write(world.scene.path("go"), "").expect("a file");
+    world.go();
     assert_code(&holder.finish(), 42);
     assert_eq!((world.spec("holderIdentity"), world.spec("leaseDurationSeconds")), (json!(""), json!(1)));
     let status = world.scene.run(&mut world.lockrun(&["status"]));
@@ -271,7 +278,7 @@ fn rights_on_one_lease_alone_are_enough_to_hold_it_and_to_wait_for_it() {
     let holder = world.start_holder(&["--ttl", "60s"], "while ! test -e go; do sleep 0.01; done");
     let waiter = world.start_waiter(&["--ttl", "60s"], "exit 0");
     wait_until("a watch", || world.server.requests().contains(&("watch".to_string(), "beat".to_string())));
-    std::fs::write(world.scene.path("go"), "").expect("a file");
+    world.go();
     assert_code(&holder.finish(), 0);
     assert_code(&waiter.finish(), 0);
     assert_code(&world.scene.run(world.lockrun(&["-n"]).args(["--", "true"])), 0);
